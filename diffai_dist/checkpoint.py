@@ -1,0 +1,64 @@
+"""Where tensors lie: names, shapes, byte ranges in pinned objects. Nothing here reads data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from diffai_dist.dtypes import DType, dtype_of
+from diffai_dist.errors import Failure
+from diffai_dist.storage import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A byte range [start, stop) of a pinned object."""
+
+    source: Source
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor as its checkpoint stores it: `shape` counts logical elements, `spans` are its parts in scheme order."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    spans: tuple[Span, ...]
+    scheme: str = "plain"
+
+    @property
+    def decoder(self) -> DType:
+        """The dtype that the kernels decode its values as."""
+        return dtype_of(self.dtype)
+
+    @property
+    def elements(self) -> int:
+        """How many logical elements it has."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it occupies, over all its spans."""
+        return sum(span.stop - span.start for span in self.spans)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Named tensors with their metadata, in one or many pinned objects.
+
+    `unreadable` holds the tensors that should be there but cannot be read (a missing shard), `failures` what is
+    wrong with the checkpoint as a whole, `warnings` what is odd and harmless.
+    """
+
+    url: str  # redacted
+    format: str
+    sources: tuple[Source, ...]
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    unreadable: Mapping[str, Failure] = field(default_factory=dict)
+    failures: tuple[Failure, ...] = ()
+    warnings: tuple[str, ...] = ()

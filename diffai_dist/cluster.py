@@ -1,0 +1,220 @@
+"""Where units run: this process, a LocalCluster, or a running scheduler. The only module that knows dask.
+
+Every place has the contract of the built-in `map`, except that outcomes come in any order.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from diffai_dist.errors import ClusterError, UsageError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+T = TypeVar("T")
+R = TypeVar("R")
+RunUnits = Callable[[Callable[[T], R], Iterable[T]], Iterator[R]]
+
+log = logging.getLogger(__name__)
+
+# dask holds one graph of at most this many units at a time, so that a million units need no memory for graphs.
+WINDOW = 1024
+WORKER_TIMEOUT = 60  # seconds to wait for the first worker
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where to run: neither workers nor scheduler means threads of this process."""
+
+    workers: int | None = None
+    scheduler: str | None = None  # an address, `env` for DASK_SCHEDULER_ADDRESS, or a scheduler file
+    threads: int | None = None  # per process
+    memory_limit: str | None = None  # of this process, or of each worker of a LocalCluster
+    verbose: bool = False  # workers log their units to their own stderr
+
+    @property
+    def threads_here(self) -> int:
+        """Threads of this process: those asked for, or one per processor that it may use."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+
+def memory_bytes(text: str | None) -> int | None:
+    """A size such as `4GB` or `512MiB` in bytes; None for none and for `auto`."""
+    if text is None or text == "auto":
+        return None
+    from dask.utils import parse_bytes
+
+    try:
+        return int(parse_bytes(text))
+    except ValueError as error:
+        raise UsageError(f"--memory-limit {text!r} is not a size such as 4GB") from error
+
+
+@contextmanager
+def engine(place: Place, on_lost: Callable[[Any, str], Any]) -> Iterator[RunUnits[Any, Any]]:
+    """A `map` over units at that place; a unit that no worker survives becomes `on_lost(unit, reason)`."""
+    if place.workers is None and place.scheduler is None:
+        yield functools.partial(_run_here, place.threads_here)
+        return
+    with _client(place) as client:
+        run = functools.partial(_run_on, client, on_lost)
+        yield (lambda work, units: run(functools.partial(_logged, work), units)) if place.verbose else run
+
+
+def _run_here(threads: int, work: Callable[[T], R], units: Iterable[T]) -> Iterator[R]:
+    """dask's threaded scheduler, one graph per window; outcomes leave through a queue while the graph runs."""
+    outcomes: queue.Queue[tuple[str, Any]] = queue.Queue()
+    stopped = threading.Event()
+    feeder = threading.Thread(target=_feed, args=(threads, work, units, outcomes, stopped), daemon=True)
+    feeder.start()
+    try:
+        while True:
+            kind, value = outcomes.get()
+            if kind == "outcome":
+                yield value
+            elif kind == "error":
+                raise value
+            else:
+                return
+    finally:
+        stopped.set()
+        feeder.join()
+
+
+def _feed(
+    threads: int, work: Callable[[T], R], units: Iterable[T], outcomes: queue.Queue[Any], stopped: threading.Event
+) -> None:
+    import dask
+
+    def one(unit: T) -> None:
+        if not stopped.is_set():
+            outcomes.put(("outcome", work(unit)))
+
+    iterator = iter(units)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            while (batch := list(itertools.islice(iterator, WINDOW))) and not stopped.is_set():
+                # The unit travels inside the callable: dask would walk through an argument in search of tasks.
+                tasks = [
+                    dask.delayed(functools.partial(one, unit), name=f"unit-{index}", pure=False, traverse=False)()
+                    for index, unit in enumerate(batch)
+                ]
+                dask.compute(*tasks, scheduler="threads", pool=pool, optimize_graph=False)
+        outcomes.put(("end", None))
+    except BaseException as error:
+        outcomes.put(("error", error))
+
+
+@contextmanager
+def _client(place: Place) -> Iterator[Client]:
+    """A client of a new LocalCluster, or of the scheduler that was named; fit for this version."""
+    from distributed import Client, LocalCluster
+
+    if place.scheduler is None:
+        cluster = LocalCluster(
+            n_workers=place.workers,
+            threads_per_worker=place.threads or 1,
+            processes=True,
+            memory_limit=place.memory_limit or "auto",
+            dashboard_address=None,
+            silence_logs=logging.ERROR,
+        )
+        with cluster, Client(cluster) as client:
+            yield client
+        return
+    address = _address(place.scheduler)
+    try:
+        client = Client(**address, timeout=WORKER_TIMEOUT, set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ClusterError(f"no scheduler answers at {place.scheduler}: {error}") from error
+    with client:
+        _check_workers(client)
+        yield client
+
+
+def _address(scheduler: str) -> dict[str, str]:
+    if scheduler == "env":
+        address = os.environ.get("DASK_SCHEDULER_ADDRESS")
+        if not address:
+            raise ClusterError("--scheduler env needs the environment variable DASK_SCHEDULER_ADDRESS")
+        return {"address": address}
+    return {"address": scheduler} if "://" in scheduler else {"scheduler_file": scheduler}
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide the bits of a result, or whether a task can be read at all."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("diffai-dist", "numpy", "numba")}
+
+
+def _check_workers(client: Client) -> None:
+    try:
+        client.wait_for_workers(1, timeout=WORKER_TIMEOUT)
+        found = client.run(versions)
+    except TimeoutError as error:
+        raise ClusterError(f"the scheduler has no workers after {WORKER_TIMEOUT} s: {error}") from error
+    except Exception as error:
+        raise ClusterError(f"the workers cannot run diffai-dist: {error}. Install the same version there") from error
+    for worker, theirs in found.items():
+        if theirs != versions():
+            raise ClusterError(f"worker {worker} runs {theirs}, this client {versions()}. Install the same versions")
+
+
+def _run_on(
+    client: Client, on_lost: Callable[[Any, str], Any], work: Callable[[Any], Any], units: Iterable[Any]
+) -> Iterator[Any]:
+    """At most a window of futures at a time; results in order of arrival, each released at once."""
+    from distributed import KilledWorker, as_completed
+    from distributed.client import FutureCancelledError
+
+    todo = enumerate(units)
+    under_way: dict[str, Any] = {}
+    running = as_completed(with_results=True, raise_errors=False)
+
+    def feed(count: int) -> None:
+        for index, unit in itertools.islice(todo, count):
+            future = client.submit(work, unit, key=f"unit-{unit.key}", priority=-index, pure=False)
+            under_way[future.key] = unit
+            running.add(future)
+
+    feed(max(4 * sum(client.nthreads().values()), 64))
+    for batch in running.batches():
+        for future, result in batch:
+            unit = under_way.pop(future.key)
+            if future.status == "finished":
+                yield result
+            elif isinstance(error := _error(result), KilledWorker):
+                yield on_lost(unit, f"every worker that ran it was lost: {error}")
+            elif isinstance(error, FutureCancelledError):
+                raise ClusterError(f"the scheduler was lost: {error}") from error
+            else:
+                raise error
+            future.release()
+        feed(len(batch))
+
+
+def _logged(work: Callable[[T], R], unit: T) -> R:
+    """Run a unit in a process that may not have been told to log."""
+    logger = logging.getLogger("diffai_dist")
+    if not logger.handlers and not logging.getLogger().handlers:
+        logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.DEBUG)
+    return work(unit)
+
+
+def _error(result: Any) -> BaseException:
+    """as_completed gives a failed future's result as (type, error, traceback)."""
+    error = result[1] if isinstance(result, tuple) else result
+    return error if isinstance(error, BaseException) else ClusterError(f"the cluster gave {error!r}")

@@ -1,0 +1,346 @@
+"""Measure a unit: read each range once, take all partials in one pass, and fold what comes back."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from diffai_dist import storage
+from diffai_dist.checkpoint import Span
+from diffai_dist.errors import CheckpointError, Failure, SourceChanged
+from diffai_dist.partials import BLOCK, MOMENTS, SHIFT, empty
+from diffai_dist.plan import Plan, Run, Unit
+from diffai_dist.records import Measurements
+from diffai_dist.schemes import SCHEMES
+from diffai_dist.storage import Source
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one unit gave: a row of partials per run, and the runs that could not be read."""
+
+    unit: int
+    lanes: np.ndarray  # int64 [runs]
+    nodes: np.ndarray  # int64 [runs]
+    moments: np.ndarray  # MOMENTS [runs, members]
+    shifts: np.ndarray  # SHIFT [runs, pairs]
+    failures: tuple[tuple[int, Failure], ...]  # lane, failure
+    nbytes: int
+    traffic: storage.Traffic
+
+
+@dataclass(slots=True)
+class _Region:
+    """One member's part of the arena, and the reads that fill it."""
+
+    start: int
+    size: int
+    used: int = 0
+    reads: list[tuple[Source, int, int]] = field(default_factory=list)  # source, first byte, last byte + 1
+    places: list[int] = field(default_factory=list)  # where each read begins in the arena
+
+    def place(self, span: Span, longest: int) -> int | None:
+        """Offset in the arena at which the span's bytes will lie; None where the region is full.
+
+        A span that begins where the last one ended, or in its last byte, lengthens that read.
+        """
+        if self.reads:
+            source, first, last = self.reads[-1]
+            if source is span.source and first <= span.start <= last and span.stop - first <= longest:
+                grown = max(span.stop - last, 0)
+                if self.used + grown > self.size:
+                    return None
+                self.reads[-1] = source, first, max(last, span.stop)
+                self.used += grown
+                return self.places[-1] + span.start - first
+        if self.used + span.stop - span.start > self.size:
+            return None
+        self.reads.append((span.source, span.start, span.stop))
+        self.places.append(self.start + self.used)
+        self.used += span.stop - span.start
+        return self.places[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Elements [first, stop) of a run, inside one leaf."""
+
+    run: int
+    slot: int
+    first: int
+    stop: int
+
+
+_local = threading.local()
+
+
+def _arena(size: int) -> np.ndarray:
+    """This thread's buffer, page-aligned and reused: a fresh one per read costs more than the read."""
+    if getattr(_local, "size", 0) < size:
+        _local.arena, _local.size = np.frombuffer(mmap.mmap(-1, size), np.uint8), size
+    return _local.arena  # type: ignore[no-any-return]
+
+
+def measure(unit: Unit) -> Outcome:
+    """Read and measure one unit; what cannot be read becomes a failure of its own runs only."""
+    log.debug("unit %d starts in process %d", unit.index, os.getpid())
+    before = storage.traffic()
+    task = _Task(unit)
+    task.run()
+    rows = [task.node(index) for index in range(len(unit.runs))]
+    after = storage.traffic()
+    log.debug("unit %d done in process %d", unit.index, os.getpid())
+    return Outcome(
+        unit.index,
+        np.array([run.lane for run in unit.runs], np.int64),
+        np.array([run.node for run in unit.runs], np.int64),
+        np.stack([row[0] for row in rows]),
+        np.stack([row[1] for row in rows]),
+        tuple((unit.runs[index].lane, failure) for index, failure in sorted(task.failures.items())),
+        unit.nbytes,
+        after - before,
+    )
+
+
+class _Task:
+    """One unit under way: its slots (a row per leaf), and the runs that failed so far."""
+
+    def __init__(self, unit: Unit) -> None:
+        self.unit = unit
+        self.leaves = [-(-(run.stop - run.first) // run.leaf) for run in unit.runs]
+        self.slots = [0, *np.cumsum(self.leaves).tolist()]
+        self.moments = empty(MOMENTS, (self.slots[-1], unit.members))
+        self.shifts = empty(SHIFT, (self.slots[-1], len(unit.pairs)))
+        self.failures: dict[int, Failure] = {}
+        self.changed: dict[Source, Failure] = {}
+
+    def run(self) -> None:
+        """Fill the arena with pieces until it is full, measure them, and begin again."""
+        chunk = _Chunk(self.unit)
+        for piece in self.pieces():
+            if piece.run in self.failures:
+                continue
+            if not chunk.add(piece):
+                self.flush(chunk)
+                chunk = _Chunk(self.unit)
+                chunk.add(piece)
+        self.flush(chunk)
+
+    def pieces(self) -> Iterator[_Piece]:
+        """Whole blocks of one leaf at a time, short enough for the arena."""
+        region = self.unit.arena // self.unit.members
+        for index, run in enumerate(self.unit.runs):
+            bits = max(tensor.decoder.bits for tensor in run.tensors if tensor)
+            longest = max(min(region // 2, storage.chunk_bytes(_source(run))) * 8 // bits // BLOCK, 1) * BLOCK
+            for leaf in range(self.leaves[index]):
+                start = run.first + leaf * run.leaf
+                stop = min(start + run.leaf, run.stop)
+                for first in range(start, stop, longest):
+                    yield _Piece(index, self.slots[index] + leaf, first, min(first + longest, stop))
+
+    def flush(self, chunk: _Chunk) -> None:
+        """Read and measure a chunk; if it cannot be read, its pieces one by one, so that one spoils only itself."""
+        if not chunk.pieces:
+            return
+        try:
+            chunk.fill()
+        except CheckpointError as error:
+            if len(chunk.pieces) > 1:
+                self.one_by_one(chunk.pieces)
+            else:
+                self.fail(chunk.pieces[0].run, error)
+            return
+        chunk.measure(self.moments, self.shifts)
+
+    def one_by_one(self, pieces: Sequence[_Piece]) -> None:
+        """Read each piece alone; an object known to have changed is not asked again."""
+        for piece in pieces:
+            if piece.run in self.failures:
+                continue
+            sources = {span.source for tensor in self.unit.runs[piece.run].tensors if tensor for span in tensor.spans}
+            known = next((self.changed[source] for source in sources if source in self.changed), None)
+            if known:
+                self.failures[piece.run] = known
+                continue
+            chunk = _Chunk(self.unit)
+            chunk.add(piece)
+            self.flush(chunk)
+
+    def fail(self, run: int, error: CheckpointError) -> None:
+        """Record why a run could not be read."""
+        self.failures[run] = error.failure
+        if isinstance(error, SourceChanged):
+            for tensor in self.unit.runs[run].tensors:
+                for span in tensor.spans if tensor else ():
+                    if storage.redact(span.source.url) == error.failure.object:
+                        self.changed[span.source] = error.failure
+
+    def node(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The run's leaves, merged along the fixed tree."""
+        from diffai_dist.kernels import merge_moments, merge_shifts
+
+        rows = slice(self.slots[index], self.slots[index + 1])
+        if self.leaves[index] == 1:
+            return self.moments[rows.start], self.shifts[rows.start]
+        return merge_tree(self.moments[rows], merge_moments), merge_tree(self.shifts[rows], merge_shifts)
+
+
+def _source(run: Run) -> Source:
+    return next(tensor.spans[0].source for tensor in run.tensors if tensor)
+
+
+class _Chunk:
+    """Pieces whose bytes fit the arena together."""
+
+    def __init__(self, unit: Unit) -> None:
+        self.unit = unit
+        self.pieces: list[_Piece] = []
+        self.bits: list[list[int]] = []
+        self.codes: list[list[int]] = []
+        size = unit.arena // unit.members
+        self.regions = [_Region(member * size, size) for member in range(unit.members)]
+
+    def add(self, piece: _Piece) -> bool:
+        """Place a piece's bytes; False where they no longer fit."""
+        bits, codes = [], []
+        marks = [(region.used, len(region.reads), region.reads[-1:]) for region in self.regions]
+        shared: dict[tuple[Source, int], int] = {}
+        for region, tensor in zip(self.regions, self.unit.runs[piece.run].tensors, strict=True):
+            if tensor is None:
+                bits.append(-1)
+                codes.append(-1)
+                continue
+            scheme = SCHEMES[tensor.scheme]
+            (span,) = scheme.spans(tensor, piece.first, piece.stop)
+            offset = shared.get((span.source, span.start))
+            if offset is None:
+                offset = region.place(span, storage.chunk_bytes(span.source))
+                if offset is None:
+                    self._undo(marks)
+                    return False
+                shared[span.source, span.start] = offset
+            bits.append(offset * 8 + scheme.lead_bits(tensor, piece.first))
+            codes.append(tensor.decoder.code)
+        self.pieces.append(piece)
+        self.bits.append(bits)
+        self.codes.append(codes)
+        return True
+
+    def _undo(self, marks: Sequence[tuple[int, int, list[tuple[Source, int, int]]]]) -> None:
+        for region, (used, count, last) in zip(self.regions, marks, strict=True):
+            region.used = used
+            del region.reads[count:], region.places[count:]
+            if last:
+                region.reads[-1] = last[0]
+
+    def fill(self) -> None:
+        """Read every range once."""
+        arena = _arena(self.unit.arena)
+        reads = [
+            storage.Read(source, first, arena[place : place + last - first])
+            for region in self.regions
+            for (source, first, last), place in zip(region.reads, region.places, strict=True)
+        ]
+        storage.fill(reads, self.unit.profile)
+
+    def measure(self, moments: np.ndarray, shifts: np.ndarray) -> None:
+        """Take all partials of all pieces in one call."""
+        from diffai_dist import kernels
+
+        table = np.array([(piece.slot, piece.first, piece.stop - piece.first) for piece in self.pieces], np.int64)
+        kernels.measure(
+            _arena(self.unit.arena),
+            np.ascontiguousarray(table[:, 0]),
+            np.ascontiguousarray(table[:, 1]),
+            np.ascontiguousarray(table[:, 2]),
+            np.array(self.bits, np.int64),
+            np.array(self.codes, np.int64),
+            np.array(self.unit.pairs, np.int64).reshape(-1, 2),
+            moments,
+            shifts,
+        )
+
+
+def lost(unit: Unit, reason: str) -> Outcome:
+    """The outcome of a unit that took its workers down: all its runs failed, the others go on."""
+    lanes = np.array([run.lane for run in unit.runs], np.int64)
+    failures = []
+    for run in unit.runs:
+        url = storage.redact(_source(run).url)
+        hint = "Give the workers more memory, or compare with fewer threads"
+        failures.append((run.lane, CheckpointError(url, reason, hint=hint).failure))
+    return Outcome(
+        unit.index,
+        lanes,
+        np.array([run.node for run in unit.runs], np.int64),
+        empty(MOMENTS, (len(lanes), unit.members)),
+        empty(SHIFT, (len(lanes), len(unit.pairs))),
+        tuple(failures),
+        unit.nbytes,
+        storage.Traffic(),
+    )
+
+
+def merge_tree(rows: np.ndarray, merge) -> np.ndarray:  # type: ignore[no-untyped-def]
+    """Merge neighbours, level by level, the odd one carried up: the tree depends on the number of rows alone."""
+    while len(rows) > 1:
+        left, right = rows[::2].copy(), rows[1::2]
+        merged = left[: len(right)]
+        merge(merged, np.ascontiguousarray(right))
+        rows = left
+    return rows[0]
+
+
+class Folder:
+    """Puts outcomes, in whatever order they come, at their places in the lanes' trees."""
+
+    def __init__(self, plan: Plan) -> None:
+        comparison = plan.comparison
+        self.plan = plan
+        self.moments = empty(MOMENTS, (len(comparison.aligned), len(comparison.members)))
+        self.shifts = empty(SHIFT, (len(comparison.aligned), len(comparison.pairs)))
+        self.failures: dict[int, Failure] = {}
+        self.waiting: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+        self.tensor = np.array([lane.tensor for lane in plan.lanes], np.int64)
+        self.nodes = np.array([lane.nodes for lane in plan.lanes], np.int64)
+
+    def fold(self, outcome: Outcome) -> int:
+        """Take one outcome in; how many lanes it completes."""
+        for lane, failure in outcome.failures:
+            self.failures.setdefault(int(self.tensor[lane]), failure)
+        whole = np.flatnonzero(self.nodes[outcome.lanes] == 1)
+        self._settle(self.tensor[outcome.lanes[whole]], outcome.moments[whole], outcome.shifts[whole])
+        done = len(whole)
+        for row in np.flatnonzero(self.nodes[outcome.lanes] != 1).tolist():
+            lane = int(outcome.lanes[row])
+            nodes = self.waiting.setdefault(lane, {})
+            nodes[int(outcome.nodes[row])] = outcome.moments[row], outcome.shifts[row]
+            if len(nodes) == self.nodes[lane]:
+                self._merge(lane, self.waiting.pop(lane))
+                done += 1
+        return done
+
+    def _merge(self, lane: int, nodes: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
+        from diffai_dist.kernels import merge_moments, merge_shifts
+
+        moments = merge_tree(np.stack([nodes[node][0] for node in range(len(nodes))]), merge_moments)
+        shifts = merge_tree(np.stack([nodes[node][1] for node in range(len(nodes))]), merge_shifts)
+        self._settle(self.tensor[lane : lane + 1], moments[None], shifts[None])
+
+    def _settle(self, tensors: np.ndarray, moments: np.ndarray, shifts: np.ndarray) -> None:
+        """Write finished rows; members of other shapes have a lane of their own, so only what was counted is written."""
+        for table, rows in ((self.moments, moments), (self.shifts, shifts)):
+            row, column = np.nonzero(rows["count"])
+            table[tensors[row], column] = rows[row, column]
+
+    def measurements(self) -> Measurements:
+        """All that was measured; call it once every unit was folded."""
+        return Measurements(self.plan.comparison, self.moments, self.shifts, self.failures)

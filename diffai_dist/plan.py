@@ -1,0 +1,174 @@
+"""What to read together, each byte once: lanes, runs, units. Made from headers alone; nothing here does I/O."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from diffai_dist.checkpoint import Tensor
+from diffai_dist.comparison import Aligned, Comparison
+from diffai_dist.dtypes import Family
+from diffai_dist.grid import leaf_count, leaf_elements
+from diffai_dist.partials import ALGORITHM
+from diffai_dist.storage import Profile, is_remote
+
+# A unit should take about a second on a worker (dask costs up to 4 ms a task), yet leave every thread several units.
+LARGEST_UNIT = 256 * 2**20
+SMALLEST_UNIT = 16 * 2**20
+UNITS_PER_RUN = 64
+RUNS_PER_UNIT = 4096  # bounds what a task carries where tensors are tiny
+
+# One thread's buffer: what it reads before it computes. Local reads of 1 MiB stay in the cache between the two;
+# remote ones want 4 ranges of 8 MiB under way.
+LOCAL_ARENA = 2 * 2**20
+REMOTE_ARENA = 64 * 2**20
+BASE_MEMORY = 220 * 2**20  # Python, NumPy, numba and the compiled kernels, measured
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One aligned tensor in the members that share its shape. `tensors` are nameless: a task needs no names."""
+
+    tensor: int  # index into comparison.aligned
+    tensors: tuple[Tensor | None, ...]
+    shape: tuple[int, ...]
+    nbytes: int
+    level: int  # a run covers 2**level leaves
+    nodes: int  # how many runs that makes
+
+    @property
+    def leaf(self) -> int:
+        """Elements of a leaf."""
+        return leaf_elements(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A subtree of a lane's leaves: elements [first, stop) of all its members."""
+
+    lane: int
+    node: int
+    first: int
+    stop: int
+    leaf: int
+    tensors: tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What one task reads and measures."""
+
+    index: int
+    runs: tuple[Run, ...]
+    pairs: tuple[tuple[int, int], ...]
+    members: int
+    arena: int  # bytes of buffer
+    nbytes: int
+    profile: Profile
+
+    @property
+    def key(self) -> str:
+        """Digest of all that decides the result: pinned objects, ranges, dtypes, leaves, algorithm."""
+        digest = hashlib.blake2b(f"{ALGORITHM} {self.pairs} {self.members}".encode(), digest_size=16)
+        for run in self.runs:
+            digest.update(repr((run.first, run.stop, run.leaf, run.tensors)).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A comparison cut into units. The cut changes how work is spread, never a bit of the result."""
+
+    comparison: Comparison
+    lanes: tuple[Lane, ...]
+    unit_bytes: int
+    arena: int
+    profile: Profile
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the run reads; a range that two members share counts once for each."""
+        return sum(lane.nbytes for lane in self.lanes)
+
+    def peak_memory(self, threads: int) -> int:
+        """Bytes of memory that a process with so many threads needs at most, results aside."""
+        results = 400 * len(self.comparison.aligned) * max(1, len(self.comparison.pairs))
+        return BASE_MEMORY + threads * (self.arena + 2**20) + results
+
+    def units(self) -> Iterator[Unit]:
+        """The units, made one by one: small lanes share one, large ones are cut."""
+        pairs = tuple((pair.baseline, pair.candidate) for pair in self.comparison.pairs)
+        for index, (runs, nbytes) in enumerate(_pack(self.lanes, self.unit_bytes)):
+            yield Unit(index, runs, pairs, len(self.comparison.members), self.arena, nbytes, self.profile)
+
+
+def make_plan(comparison: Comparison, profile: Profile, unit_bytes: int | None = None) -> Plan:
+    """Cut a comparison into units of about `unit_bytes` bytes over all members, by default fit for its size."""
+    groups = [(index, group) for index, one in enumerate(comparison.aligned) for group in _groups(one)]
+    groups.sort(key=lambda item: _place(item[1]))
+    total = sum(tensor.nbytes for _, group in groups for tensor in group if tensor)
+    unit_bytes = unit_bytes or min(max(total // UNITS_PER_RUN, SMALLEST_UNIT), LARGEST_UNIT)
+    remote = any(is_remote(source.url) for member in comparison.members for source in member.sources)
+    arena = REMOTE_ARENA if remote else LOCAL_ARENA
+    lanes = tuple(_lane(index, group, unit_bytes) for index, group in groups)
+    return Plan(comparison, lanes, unit_bytes, arena, profile)
+
+
+def _groups(aligned: Aligned) -> Iterator[tuple[Tensor | None, ...]]:
+    """The members' tensors, apart where their shapes differ; unreadable on one side leaves nothing to compare."""
+    if any(aligned.unreadable):
+        return
+    for shape in dict.fromkeys(_measured_shape(tensor) for tensor in aligned.tensors if tensor):
+        yield tuple(
+            _nameless(tensor, shape) if tensor and _measured_shape(tensor) == shape else None
+            for tensor in aligned.tensors
+        )
+
+
+def _measured_shape(tensor: Tensor) -> tuple[int, ...]:
+    """Bytes where the dtype has no decoder: those of unknown layout are measured as a run of bytes."""
+    return (tensor.nbytes,) if tensor.decoder.family == Family.BYTES else tensor.shape
+
+
+def _nameless(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return Tensor("", tensor.dtype, shape, tensor.spans, tensor.scheme)
+
+
+def _place(group: tuple[Tensor | None, ...]) -> tuple[int, str, int]:
+    """Where the first member that has it keeps it: reading in file order lets neighbours share a request."""
+    member, tensor = next((m, tensor) for m, tensor in enumerate(group) if tensor)
+    return member, tensor.spans[0].source.url, tensor.spans[0].start
+
+
+def _lane(index: int, group: tuple[Tensor | None, ...], unit_bytes: int) -> Lane:
+    present = [tensor for tensor in group if tensor]
+    shape, nbytes = present[0].shape, sum(tensor.nbytes for tensor in present)
+    leaves = leaf_count(shape)
+    # The largest subtree that fits a unit; at least one leaf, which is the grid's and not ours to cut.
+    level = max(0, (unit_bytes * leaves // nbytes).bit_length() - 1) if nbytes else 0
+    return Lane(index, group, shape, nbytes, level, -(-leaves // 2**level))
+
+
+def _runs(lane_index: int, lane: Lane) -> Iterator[tuple[Run, int]]:
+    """The runs of a lane, each with its bytes."""
+    leaf = lane.leaf
+    present = [tensor for tensor in lane.tensors if tensor]
+    elements, step = present[0].elements, leaf * 2**lane.level
+    for node in range(lane.nodes):
+        first, stop = node * step, min((node + 1) * step, elements)
+        yield Run(lane_index, node, first, stop, leaf, lane.tensors), lane.nbytes * (stop - first) // elements
+
+
+def _pack(lanes: Iterable[Lane], unit_bytes: int) -> Iterator[tuple[tuple[Run, ...], int]]:
+    runs: list[Run] = []
+    size = 0
+    for index, lane in enumerate(lanes):
+        for run, nbytes in _runs(index, lane):
+            if runs and (size + nbytes > unit_bytes or len(runs) >= RUNS_PER_UNIT):
+                yield tuple(runs), size
+                runs, size = [], 0
+            runs.append(run)
+            size += nbytes
+    if runs:
+        yield tuple(runs), size
