@@ -176,27 +176,44 @@ def _run_on(
     client: Client, on_lost: Callable[[Any, str], Any], work: Callable[[Any], Any], units: Iterable[Any]
 ) -> Iterator[Any]:
     """At most a window of futures at a time; results in order of arrival, each released at once."""
+    doubtful: list[Any] = []
+    window = max(4 * sum(client.nthreads().values()), 64)
+    yield from _window(client, work, enumerate(units), window, "", doubtful.append)
+    # dask blames all units of a lost worker: those lost beside a deadly one get a second chance, one at a time.
+    for unit in doubtful:
+        deadly: list[Any] = []
+        yield from _window(client, work, iter([(0, unit)]), 1, "-again", deadly.append)
+        yield from (on_lost(unit, "every worker that ran it was lost") for unit in deadly)
+
+
+def _window(
+    client: Client,
+    work: Callable[[Any], Any],
+    todo: Iterator[tuple[int, Any]],
+    window: int,
+    suffix: str,
+    on_killed: Callable[[Any], None],
+) -> Iterator[Any]:
     from distributed import KilledWorker, as_completed
     from distributed.client import FutureCancelledError
 
-    todo = enumerate(units)
     under_way: dict[str, Any] = {}
-    running = as_completed(with_results=True, raise_errors=False)
+    running = as_completed(loop=client.loop, with_results=True, raise_errors=False)
 
     def feed(count: int) -> None:
         for index, unit in itertools.islice(todo, count):
-            future = client.submit(work, unit, key=f"unit-{unit.key}", priority=-index, pure=False)
+            future = client.submit(work, unit, key=f"unit-{unit.key}{suffix}", priority=-index, pure=False)
             under_way[future.key] = unit
             running.add(future)
 
-    feed(max(4 * sum(client.nthreads().values()), 64))
+    feed(window)
     for batch in running.batches():
         for future, result in batch:
             unit = under_way.pop(future.key)
             if future.status == "finished":
                 yield result
             elif isinstance(error := _error(result), KilledWorker):
-                yield on_lost(unit, f"every worker that ran it was lost: {error}")
+                on_killed(unit)
             elif isinstance(error, FutureCancelledError):
                 raise ClusterError(f"the scheduler was lost: {error}") from error
             else:

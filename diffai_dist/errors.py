@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -74,6 +75,15 @@ class CheckpointError(DiffaiError):
     def __init__(self, url: str, found: str, *, expected: str = "", hint: str = "", tensor: str | None = None) -> None:
         self.failure = Failure(self.code, url, tensor, expected, found, hint)
         super().__init__(self.failure.sentence())
+
+    def __reduce__(self) -> tuple[Callable[..., CheckpointError], tuple[type[CheckpointError], Failure]]:
+        """Pickled as its failure, since errors cross processes."""
+        return _again, (type(self), self.failure)
+
+
+def _again(kind: type[CheckpointError], failure: Failure) -> CheckpointError:
+    """The error that a failure came from."""
+    return kind(failure.object, failure.found, expected=failure.expected, hint=failure.hint, tensor=failure.tensor)
 
 
 class Unreadable(CheckpointError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,8 @@ class Outcome:
     shifts: np.ndarray  # SHIFT [runs, pairs]
     failures: tuple[tuple[int, Failure], ...]  # lane, failure
     nbytes: int
-    traffic: storage.Traffic
+    process: str
+    traffic: storage.Traffic  # all that the process has asked of storage so far
 
 
 @dataclass(slots=True)
@@ -92,11 +94,9 @@ def _arena(size: int) -> np.ndarray:
 def measure(unit: Unit) -> Outcome:
     """Read and measure one unit; what cannot be read becomes a failure of its own runs only."""
     log.debug("unit %d starts in process %d", unit.index, os.getpid())
-    before = storage.traffic()
     task = _Task(unit)
     task.run()
     rows = [task.node(index) for index in range(len(unit.runs))]
-    after = storage.traffic()
     log.debug("unit %d done in process %d", unit.index, os.getpid())
     return Outcome(
         unit.index,
@@ -106,7 +106,8 @@ def measure(unit: Unit) -> Outcome:
         np.stack([row[1] for row in rows]),
         tuple((unit.runs[index].lane, failure) for index, failure in sorted(task.failures.items())),
         unit.nbytes,
-        after - before,
+        f"{socket.gethostname()}:{os.getpid()}",
+        storage.traffic(),
     )
 
 
@@ -285,6 +286,7 @@ def lost(unit: Unit, reason: str) -> Outcome:
         empty(SHIFT, (len(lanes), len(unit.pairs))),
         tuple(failures),
         unit.nbytes,
+        "",
         storage.Traffic(),
     )
 

@@ -15,7 +15,8 @@ ALGORITHM = 1
 BLOCK = 4096  # elements whose mean is taken before their squares; blocks start at fixed places of the leaf
 
 # Moments of the finite values of one member (Chan, Golub, LeVeque 1979: count, mean, centred squares).
-# COMPLEX: mean, m2, low, high are over the 2n real and imaginary parts; abs_sum, absmax are of the modulus.
+# COMPLEX: mean, m2, low, high are over the 2n real and imaginary parts, m2 halved so that rows merge without knowing
+# their dtype; abs_sum, absmax are of the modulus.
 MOMENTS = np.dtype(
     [
         ("count", np.int64),  # all elements

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     import pandas
     import pyarrow
 
-# Called with the bytes, the tensors and the failures that a unit settled, and the requests it had to repeat.
+log = logging.getLogger(__name__)
+
+# Called with the bytes, the tensors and the failures that a unit settled, and the requests repeated so far.
 OnProgress = Callable[[int, int, int, int], None]
 
 
@@ -93,11 +96,16 @@ def open_members(urls: Sequence[str], profile: Profile) -> Opened:
 def run_plan(plan: Plan, place: Place, on_progress: OnProgress | None = None) -> Measurements:
     """Measure every unit of a plan at a place. The same bits wherever that is."""
     folder = Folder(plan)
+    traffic: dict[str, storage.Traffic] = {}
     with engine(place, lost) as run:
         for outcome in run(measure, plan.units()):
             done = folder.fold(outcome)
+            traffic[outcome.process] = outcome.traffic
             if on_progress:
-                on_progress(outcome.nbytes, done, len(outcome.failures), outcome.traffic.retries)
+                retries = sum(one.retries for one in traffic.values())
+                on_progress(outcome.nbytes, done, len(outcome.failures), retries)
+    requests, read = (sum(getattr(one, name) for one in traffic.values()) for name in ("requests", "bytes"))
+    log.info("%d requests, %d bytes read, in %d processes", requests, read, len(traffic))
     return folder.measurements()
 
 
@@ -226,7 +234,7 @@ def compare(
 ) -> Report:
     """Compare two checkpoints and return the report; the same as `diffai-dist compare`.
 
-    `storage_options` takes `endpoint_url`, `anon` and `profile`; secrets come from the environment. Raises
+    `storage_options` takes `endpoint_url`, `anon` and `name` (of an AWS profile); secrets come from the environment. Raises
     UsageError, ClusterError or StoreError; what could not be read is in `failures` of the report.
     """
     unknown = [name for name in analyses if name not in ANALYSES]

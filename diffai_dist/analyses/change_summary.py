@@ -1,0 +1,125 @@
+"""One screen: how much changed, by how much, where most, and what should not be overlooked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from diffai_dist.analyses.roles import role
+from diffai_dist.analyses.sort_by_change import sort_by_change
+from diffai_dist.analyses.sums import Shift, ratio, rolled_up, shifts_of, total
+from diffai_dist.judging import coverage
+from diffai_dist.records import AnalysisRecord, Finding, Measurements, Side, Status, TensorRecord
+
+COUNTED: tuple[tuple[Status, Literal["medium", "info"]], ...] = (
+    ("incomparable", "medium"),
+    ("removed", "info"),
+    ("added", "info"),
+)
+
+STATUSES: tuple[Status, ...] = ("changed", "identical", "added", "removed", "incomparable", "failed")
+
+
+@dataclass(frozen=True)
+class ChangeSummary:
+    """Counts, size of the whole change, top movers, share by role, and findings, on one screen."""
+
+    name: ClassVar[str] = "change_summary"
+    flag: ClassVar[str] = "--change-summary"
+
+    top: int = 10  # tensors listed
+
+    def __call__(self, measured: Measurements, pair_index: int, records: Sequence[TensorRecord]) -> AnalysisRecord:
+        """Counts of tensors, sums over all elements that were compared, and the coverage behind them."""
+        rows = shifts_of(measured, pair_index, records)
+        whole = rolled_up(rows, total(row.d2 for row in rows))
+        counts = Counter(record.status for record in records)
+        movers = sort_by_change(record for record in records if record.status == "changed")[: self.top]
+        comparison = measured.comparison
+        covered = coverage(comparison, comparison.pairs[pair_index], records)
+        result: dict[str, Any] = {
+            **{status: counts[status] for status in STATUSES},
+            "within_epsilon": sum(record.within_epsilon is not None for record in records),
+            "rel_l2": whole["rel_l2"],
+            "cosine_distance": cosine_distance(rows),
+            "elements": whole["elements"],
+            "elements_changed": sum(row.changed for row in rows),
+            "elements_changed_fraction": whole["changed_fraction"],
+            "coverage": {**dataclasses.asdict(covered), "not_compared": dict(covered.not_compared)},
+            "dtype_changes": _dtype_changes(records),
+            "top": [_mover(record) for record in movers],
+            "roles": _roles(rows),
+        }
+        return AnalysisRecord(self.name, result, tuple(_findings(records)))
+
+
+def cosine_distance(rows: Sequence[Shift]) -> float | None:
+    """1 - cos of the angle between all baseline and all candidate values, each put into one long vector.
+
+    From the regression d = slope*a + rest, whose sums merge as in Chan et al. 1979; here for all tensors at once, so
+    that their order does not matter. With t = rest / ((1+slope)^2 * aa) the cosine is +-1/sqrt(1+t), and
+    1 - 1/sqrt(1+t) is written without a difference, so that tiny angles survive.
+    """
+    norm = total(row.aa for row in rows)
+    slope = ratio(total(row.slope * row.aa for row in rows), norm)
+    if slope is None:
+        return None
+    rest = total(row.rest + (row.slope - slope) ** 2 * row.aa for row in rows)
+    along = (1 + slope) ** 2 * norm
+    if not math.isfinite(rest + along) or not rest + along:  # a candidate of zeros has no direction
+        return None
+    if not along:
+        return 1.0
+    secant = math.sqrt(1 + rest / along)
+    return (rest / along) / (secant * (secant + 1)) if slope > -1 else 1 + 1 / secant
+
+
+def _mover(record: TensorRecord) -> dict[str, Any]:
+    change = record.change
+    keys = ("rel_l2", "l2", "max_abs", "changed_fraction")
+    return {"tensor": record.name, **{key: getattr(change, key) if change else None for key in keys}}
+
+
+def _roles(rows: Sequence[Shift]) -> list[dict[str, Any]]:
+    """Share of the squared displacement by role, largest first."""
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        groups.setdefault(role(row.name), []).append(row.d2)
+    parts = {name: total(values) for name, values in groups.items()}
+    whole = total(parts.values())
+    ordered = sorted(parts, key=lambda name: (-parts[name], name))
+    return [{"role": name, "share": ratio(parts[name], whole), "tensors": len(groups[name])} for name in ordered]
+
+
+def _dtype_changes(records: Sequence[TensorRecord]) -> list[dict[str, Any]]:
+    sides = [(one.baseline, one.candidate) for one in records if one.baseline and one.candidate]
+    pairs = Counter((a.dtype, b.dtype) for a, b in sides if a and b and a.dtype != b.dtype)
+    return [{"baseline": a, "candidate": b, "tensors": number} for (a, b), number in sorted(pairs.items())]
+
+
+def _findings(records: Sequence[TensorRecord]) -> Iterator[Finding]:
+    """Non-finite values tensor by tensor, everything else as one count per rule."""
+    yield from (finding for record in records if (finding := _non_finite(record)))
+    counts = Counter(record.status for record in records)
+    for status, severity in COUNTED:
+        if counts[status]:
+            yield Finding(f"tensors-{status}", severity, None, counts[status], 0, "names and shapes")
+    if retyped := sum(one["tensors"] for one in _dtype_changes(records)):
+        yield Finding("dtype-changed", "info", None, retyped, 0, "headers")
+    if records and all(record.status == "identical" and record.within_epsilon is None for record in records):
+        yield Finding("checkpoint-identical", "info", None, len(records), None, "bits of all tensors")
+
+
+def _non_finite(record: TensorRecord) -> Finding | None:
+    before, after = _count_non_finite(record.baseline), _count_non_finite(record.candidate)
+    if after <= before:
+        return None
+    return Finding("non-finite-appeared", "critical", record.name, after, before, "counts of NaN and infinities")
+
+
+def _count_non_finite(side: Side | None) -> int:
+    return sum(int(value or 0) for value in (side.nans, side.posinfs, side.neginfs)) if side else 0

@@ -1,0 +1,84 @@
+"""From a URL to a Checkpoint: a weight file, an index of shards, or a folder that holds either."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Mapping
+
+from diffai_dist.checkpoint import Checkpoint
+from diffai_dist.errors import BadIndex, CheckpointError
+from diffai_dist.formats.assembly import assemble, read_shards
+from diffai_dist.formats.folder import choose
+from diffai_dist.formats.index import MAX_INDEX_BYTES, Index, parse_index
+from diffai_dist.formats.names import listed
+from diffai_dist.formats.safetensors import read_header
+from diffai_dist.storage import Profile, check_url, entries, join, kind, pin, read, redact
+from diffai_dist.storage.urls import basename, parent
+
+
+def open_checkpoint(url: str, profile: Profile) -> Checkpoint:
+    """Read all headers of a checkpoint and none of its data; raises CheckpointError when nothing of it can be used."""
+    url = check_url(url)
+    return FORMATS[_format(url, profile)](url, profile)
+
+
+def _format(url: str, profile: Profile) -> str:
+    if kind(url, profile) == "directory":
+        return "folder"
+    return "index" if url.endswith(".index.json") else "safetensors"
+
+
+def open_file(url: str, profile: Profile) -> Checkpoint:
+    """One safetensors file, whatever it is called."""
+    return assemble(url, {basename(url): read_header(url, profile)})
+
+
+def open_index(url: str, profile: Profile) -> Checkpoint:
+    """The shards that an index names, beside it."""
+    files = None
+    with contextlib.suppress(CheckpointError):  # what is named can be read without the right to list
+        files = entries(parent(url), profile)
+    return _open_indexed(url, parent(url), basename(url), files, (), profile)
+
+
+def open_folder(url: str, profile: Profile) -> Checkpoint:
+    """The one checkpoint among the files of a folder; what else lies there is named and not read."""
+    files = entries(url, profile)
+    layout = choose(files, redact(url))
+    if layout.index:
+        return _open_indexed(url, url, layout.index, files, layout.warnings, profile)
+    if layout.single:
+        header = read_header(join(url, layout.single), profile)
+        return assemble(url, {layout.single: header}, warnings=layout.warnings)
+    return assemble(url, read_shards(url, layout.shards, files, profile), warnings=layout.warnings)
+
+
+def _open_indexed(
+    url: str,
+    folder: str,
+    name: str,
+    files: Collection[str] | None,
+    warnings: tuple[str, ...],
+    profile: Profile,
+) -> Checkpoint:
+    """`url` is what the user named, `files` what lies in the folder where that is known."""
+    index = _read_index(join(folder, name), profile)
+    extra = sorted(file for file in files or () if file.endswith(".safetensors") and file not in index.shards)
+    if extra:
+        warnings += (f"{len(extra):,} safetensors files beside the index are not part of it: {listed(extra)}",)
+    return assemble(url, read_shards(folder, index.shards, files, profile), index, warnings)
+
+
+def _read_index(url: str, profile: Profile) -> Index:
+    source = pin(url, profile)
+    if source.size > MAX_INDEX_BYTES:
+        found = f"an index of {source.size:,} bytes"
+        raise BadIndex(redact(url), found, expected=f"at most {MAX_INDEX_BYTES:,}", hint="Is it really an index?")
+    return parse_index(read(source, 0, source.size, profile), redact(url))
+
+
+FORMATS: Mapping[str, Callable[[str, Profile], Checkpoint]] = {
+    "safetensors": open_file,
+    "index": open_index,
+    "folder": open_folder,
+}

@@ -1,0 +1,81 @@
+"""Where an index and the headers of its shards disagree: which tensors that costs, and what to say about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from diffai_dist.errors import BadIndex, CheckpointError, Failure, MissingShard
+from diffai_dist.formats.index import Index
+from diffai_dist.formats.names import listed, quoted, shown
+
+SAVE_AGAIN = "Save the checkpoint again, into an empty folder"
+
+Owners = Mapping[str, list[str]]  # the shards whose headers have the tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the shards and the index make of each other."""
+
+    unreadable: Mapping[str, Failure]  # by tensor
+    failures: tuple[Failure, ...]
+    warnings: tuple[str, ...]
+
+
+def judge(where: str, owners: Owners, broken: Mapping[str, Failure], index: Index | None, nbytes: int) -> Verdict:
+    """Headers are the truth; a tensor that two shards have, or whose own shard is broken, is not guessed at.
+
+    `broken` holds the shards without a header, `nbytes` counts the bytes of all tensors found.
+    """
+    weight_map = index.weight_map if index else {}
+    doubles = _doubles(where, owners)
+    absent = _absent(where, owners, broken, weight_map)
+    # Another shard that has the tensor of a broken one may be left over from another save.
+    lost = {name: replace(broken[shard], tensor=name) for name, shard in weight_map.items() if shard in broken}
+    misplaced = [
+        name for name, shard in weight_map.items() if name in owners and name not in lost and shard not in owners[name]
+    ]
+    failures = (
+        _summary(BadIndex, where, "tensors lie in more than one shard", list(doubles)),
+        _summary(MissingShard, where, "tensors of the index are in no shard", list(absent)),
+        _summary(BadIndex, where, "tensors lie in another shard than the index says", misplaced),
+    )
+    complaints = tuple(failure for failure in failures if failure)
+    warnings = _oddities(index, owners, None if complaints or broken else nbytes) if index else ()
+    return Verdict(lost | absent | doubles, complaints, warnings)
+
+
+def _doubles(where: str, owners: Owners) -> dict[str, Failure]:
+    return {
+        name: BadIndex(where, f"in {len(shards):,} shards: {listed(shards)}", tensor=name, hint=SAVE_AGAIN).failure
+        for name, shards in owners.items()
+        if len(shards) > 1
+    }
+
+
+def _absent(
+    where: str, owners: Owners, broken: Mapping[str, Failure], weight_map: Mapping[str, str]
+) -> dict[str, Failure]:
+    found = "the index maps it to {}, whose header does not have it"
+    return {
+        name: MissingShard(where, found.format(quoted(shard)), tensor=name, hint=SAVE_AGAIN).failure
+        for name, shard in weight_map.items()
+        if name not in owners and shard not in broken
+    }
+
+
+def _summary(error: type[CheckpointError], where: str, what: str, names: list[str]) -> Failure | None:
+    return error(where, f"{len(names):,} {what}: {listed(names)}", hint=SAVE_AGAIN).failure if names else None
+
+
+def _oddities(index: Index, owners: Owners, nbytes: int | None) -> tuple[str, ...]:
+    """Harmless disagreements; `nbytes` is None where the bytes cannot be known."""
+    warnings = []
+    unmapped = [name for name in owners if name not in index.weight_map]
+    if unmapped:
+        warnings.append(f"{len(unmapped):,} tensors are in the shards and not in the index: {listed(unmapped)}")
+    total = index.total_size
+    if isinstance(total, int | float) and nbytes is not None and total != nbytes:
+        warnings.append(f"the index gives a total_size of {shown(total)} bytes, the tensors have {nbytes:,}")
+    return tuple(warnings)

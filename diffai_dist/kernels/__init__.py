@@ -1,0 +1,120 @@
+"""Bytes of all members in, rows of MOMENTS and SHIFT out; strict IEEE, so that every processor gives the same bits."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffai_dist.dtypes import DType, Family
+from diffai_dist.partials import BLOCK, MOMENTS, SHIFT, empty
+
+_ROW = BLOCK + 16  # words; a row of scratch ends in room for one vector, and rows do not alias in the cache
+
+
+class Work(NamedTuple):
+    """Scratch of one thread: a block of each member decoded, and its results."""
+
+    roots: np.ndarray  # int64 [members]: first member with the same bytes in this block
+    words: np.ndarray  # int64 [members]: address of the decoded block
+    raws: np.ndarray  # int64 [members]: address of its bytes
+    squares: np.ndarray  # float64 [members]: sum of squares of the block
+    blocks: np.ndarray  # MOMENTS [members]
+    shift: np.ndarray  # SHIFT [1]
+    singles: np.ndarray  # uint32 [members, _ROW]
+    doubles: np.ndarray  # uint64 [members, _ROW]
+    spare32: np.ndarray  # uint32 [2, _ROW]: blocks with holes filled
+    spare64: np.ndarray  # uint64 [4, _ROW]: likewise, and widened blocks
+
+
+def comparable(a: DType, b: DType) -> bool:
+    """Whether a pair of such tensors has a shift: bytes with bytes, complex with complex, numbers with numbers."""
+    numbers = (Family.SINGLE, Family.DOUBLE, Family.INTEGER)
+    return a.family == b.family or (a.family in numbers and b.family in numbers)
+
+
+def measure(
+    arena: np.ndarray,
+    slots: np.ndarray,
+    base: np.ndarray,
+    count: np.ndarray,
+    bits: np.ndarray,
+    codes: np.ndarray,
+    pairs: np.ndarray,
+    moments: np.ndarray,
+    shifts: np.ndarray,
+) -> None:
+    """Add pieces of aligned tensors to rows of moments [slots, members] and shifts [slots, pairs], in order.
+
+    `bits` [pieces, members] says at which bit of the uint8 arena a member's piece starts (-1: absent), `codes` its
+    dtype, `base` and `count` [pieces] which elements of the tensor it holds. A piece starts at a multiple of BLOCK
+    elements behind its leaf, so that the cutting into pieces does not change the result.
+    """
+    from diffai_dist.kernels.blocks import measure_pieces
+
+    work = _workspace(bits.shape[1])
+    measure_pieces(arena, slots, base, count, bits, codes, pairs, moments, shifts, work)
+
+
+def merge_moments(left: np.ndarray, right: np.ndarray) -> None:
+    """Add MOMENTS rows to those of the elements before them, in place; equal shapes."""
+    from diffai_dist.kernels.blocks import join_all_moments
+
+    _merge(join_all_moments, left, right)
+
+
+def merge_shifts(left: np.ndarray, right: np.ndarray) -> None:
+    """Add SHIFT rows to those of the elements before them, in place; equal shapes."""
+    from diffai_dist.kernels.blocks import join_all_shifts
+
+    _merge(join_all_shifts, left, right)
+
+
+def warm() -> None:
+    """Compile the kernels, or load them from disk."""
+    one = np.zeros((1, 1), np.int64)
+    moments, shifts = empty(MOMENTS, (1, 1)), empty(SHIFT, (1, 0))
+    measure(np.zeros(0, np.uint8), one[0], one[0], one[0], one, one, np.zeros((0, 2), np.int64), moments, shifts)
+    merge_moments(moments, moments.copy())
+    merge_shifts(shifts, shifts.copy())
+
+
+_threads = threading.local()
+
+
+def _workspace(members: int) -> Work:
+    """This thread's scratch: kept, because fresh memory costs a page fault every 4 KiB."""
+    work: Work | None = getattr(_threads, "work", None)
+    if work is None or work.roots.size != members:
+        work = _threads.work = Work(
+            roots=np.zeros(members, np.int64),
+            words=np.zeros(members, np.int64),
+            raws=np.zeros(members, np.int64),
+            squares=np.zeros(members),
+            blocks=empty(MOMENTS, (members,)),
+            shift=empty(SHIFT, (1,)),
+            singles=_words(members, np.uint32),
+            doubles=_words(members, np.uint64),
+            spare32=_words(2, np.uint32),
+            spare64=_words(4, np.uint64),
+        )
+    return work
+
+
+def _words(rows: int, kind: Any) -> np.ndarray:
+    """Rows of words that start on cache lines."""
+    size = rows * _ROW * np.dtype(kind).itemsize
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    words: np.ndarray = memory[start : start + size].view(kind).reshape(rows, _ROW)
+    return words
+
+
+def _merge(join: Any, left: np.ndarray, right: np.ndarray) -> None:
+    if left.shape != right.shape:
+        raise ValueError(f"rows of shape {right.shape} cannot be merged into rows of shape {left.shape}")
+    flat = np.ascontiguousarray(left).reshape(-1)
+    join(flat, np.ascontiguousarray(right).reshape(-1))
+    if not np.shares_memory(flat, left):
+        left[...] = flat.reshape(left.shape)

@@ -1,0 +1,27 @@
+"""How a result is shown, whatever the format: which tensors, in which order, on how wide a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diffai_dist.analyses.sort_by_change import sort_by_change
+from diffai_dist.records import Result, TensorRecord
+
+
+@dataclass(frozen=True)
+class View:
+    """What the reader asked to see. `width` None means no terminal: nothing is cut or wrapped."""
+
+    show_identical: bool = False
+    sort_by_change: bool = False
+    width: int | None = None
+    colour: bool = False
+    verbose: bool = False
+
+
+def shown(result: Result, view: View) -> Sequence[TensorRecord]:
+    """The tensors to show, in order; those that failed are told by their failures instead."""
+    hidden = ("failed",) if view.show_identical else ("failed", "identical")
+    records = [record for record in result.tensors if record.status not in hidden]
+    return sort_by_change(records) if view.sort_by_change else records

@@ -1,0 +1,186 @@
+"""What text and Markdown both say: numbers, one tensor's entries, the total and the coverage."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from diffai_dist.analyses.sort_by_change import magnitude
+from diffai_dist.errors import Failure
+from diffai_dist.records import Change, Coverage, Number, Result, Side, TensorRecord
+from diffai_dist.terminal import count, escape, size
+
+
+def number(value: Number) -> str:
+    """Four decimals where they keep two significant digits, else scientific; `-` where not defined.
+
+    >>> number(0.0018), number(-0.000213), number(0.0), number(None), number(2**63), number(1e9)
+    ('0.0018', '-2.13e-04', '0', '-', '9223372036854775808', '1.00e+09')
+    """
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return str(value)
+    if 0.001 <= abs(value) < 1e7:
+        return f"{value:.4f}"
+    return f"{value:.2e}" if value else "0"
+
+
+def percent(fraction: Number) -> str:
+    """A share in percent, never rounded to nothing or to all.
+
+    >>> percent(0.31), percent(1), percent(0.999999), percent(1e-9), percent(0), percent(None)
+    ('31%', '100%', '>99.9%', '1e-07%', '0%', '-')
+    """
+    if fraction is None:
+        return "-"
+    text = f"{100 * fraction:.3g}%"
+    return ">99.9%" if text == "100%" and fraction < 1 else text
+
+
+def arrow(baseline: str, candidate: str) -> str:
+    """Both sides of a statistic, or a single `-` where neither has it."""
+    return "-" if baseline == candidate == "-" else f"{baseline}->{candidate}"
+
+
+def shape(side: Side) -> str:
+    """The shape as `[2, 3]`."""
+    return f"[{', '.join(map(str, side.shape))}]"
+
+
+def entries(record: TensorRecord, verbose: bool = False) -> list[str]:
+    """What one tensor's line says as `key=value`: mean and std of a change first, then the rest by importance."""
+    baseline, candidate = record.baseline, record.candidate
+    if baseline is None or candidate is None:
+        only = baseline or candidate
+        found = _single(only, verbose) if only else []
+    elif record.status == "identical":
+        found = _identical(record, candidate)
+    else:
+        found = _both(record, baseline, candidate, verbose)
+    return [*found, f"reason={escape(record.reason, 1024)}"] if record.reason else found
+
+
+def _single(side: Side, verbose: bool) -> list[str]:
+    found = [f"shape={shape(side)}", f"dtype={escape(side.dtype)}", f"mean={number(side.mean)}"]
+    found.append(f"std={number(side.std)}")
+    if verbose:
+        found += [f"min={number(side.min)}", f"max={number(side.max)}", f"l2={number(side.l2)}"]
+    return found + [f"{key}={count}" for key, count in _non_finite(side).items() if count]
+
+
+def _identical(record: TensorRecord, side: Side) -> list[str]:
+    found = [f"mean={number(side.mean)}", f"std={number(side.std)}"]
+    if record.within_epsilon is not None:
+        largest = number(record.change.max_abs if record.change else None)
+        found.append(f"within epsilon {record.within_epsilon} (max_abs={largest})")
+    return found
+
+
+def _both(record: TensorRecord, baseline: Side, candidate: Side, verbose: bool) -> list[str]:
+    change = record.change
+    found = [] if change else [f"shape={arrow(shape(baseline), shape(candidate))}"]
+    found.append(f"mean={arrow(number(baseline.mean), number(candidate.mean))}")
+    found.append(f"std={arrow(number(baseline.std), number(candidate.std))}")
+    if change:
+        found += _change(change, magnitude(record))
+    if baseline.dtype != candidate.dtype:
+        found.append(f"dtype={arrow(escape(baseline.dtype), escape(candidate.dtype))}")
+    counts = zip(_non_finite(baseline).items(), _non_finite(candidate).values(), strict=True)
+    found += [f"{key}={before}->{after}" for (key, before), after in counts if before or after]
+    return found + _details(baseline, candidate, change) if verbose else found
+
+
+def _change(change: Change, relative: float) -> list[str]:
+    index = "" if change.max_abs_index is None else f"@{change.max_abs_index}"
+    found = [f"rel_l2={'inf' if relative == math.inf else number(change.rel_l2)}"]
+    found.append(f"max_abs={number(change.max_abs)}{index}")
+    found.append(f"changed={percent(change.changed_fraction)}")
+    if change.bits_changed_fraction and not change.changed_fraction:  # -0 for +0, or NaNs of another payload
+        found.append(f"bits_changed={percent(change.bits_changed_fraction)}")
+    return found
+
+
+def _details(baseline: Side, candidate: Side, change: Change | None) -> list[str]:
+    found = [f"shape={shape(candidate)}"] if change else []
+    for key in ("min", "max", "l2", "zeros"):
+        found.append(f"{key}={arrow(number(getattr(baseline, key)), number(getattr(candidate, key)))}")
+    if change:
+        found += [f"{key}={number(getattr(change, key))}" for key in ("rel_l1", "mean_abs", "cosine_distance")]
+        found.append(f"sign_flips={percent(change.sign_flip_fraction)}")
+    return found
+
+
+def _non_finite(side: Side) -> dict[str, int]:
+    return {"nans": int(side.nans or 0), "infs": int(side.posinfs or 0) + int(side.neginfs or 0)}
+
+
+def failure_entry(failure: Failure) -> str:
+    """Where, what and the remedy, on one line, every part made harmless."""
+    where = escape(failure.object, 1024)
+    if failure.tensor is not None:
+        where += f": tensor {escape(failure.tensor)}"
+    expected = f", expected {escape(failure.expected, 1024)}" if failure.expected else ""
+    hint = f". {escape(failure.hint, 1024)}" if failure.hint else ""
+    return f"{where}: {escape(failure.found, 1024)}{expected}{hint} [{failure.code}]"
+
+
+def total_line(result: Result) -> str:
+    """How many tensors ended how, and how far the whole checkpoint moved."""
+    counts = Counter(record.status for record in result.tensors)
+    quiet = sum(record.within_epsilon is not None for record in result.tensors)
+    identical = f"{counts['identical']:,} identical" + (f" ({quiet:,} within epsilon)" if quiet else "")
+    rare = [f"{counts[status]:,} {status}" for status in ("incomparable", "failed") if counts[status]]
+    if not result.differs:
+        if result.failures and not result.tensors:
+            return "nothing was compared"
+        scope = "" if result.complete and not counts["failed"] else " in what could be read"
+        return f"no differences{scope} · " + ", ".join((identical, *rare))
+    common = [f"{counts[status]:,} {status}" for status in ("changed", "added", "removed")]
+    overall = relative_change(result.tensors)
+    return ", ".join((*common, *rare, identical)) + (f" · rel_l2 {number(overall)}" if overall is not None else "")
+
+
+def relative_change(records: Sequence[TensorRecord]) -> float | None:
+    """rel_l2 over all elements that were compared, put together from those of the tensors; None without a baseline."""
+    changes = [(record.change, record.baseline) for record in records if record.change and record.change.l2 is not None]
+    moved = math.hypot(*(change.l2 or 0.0 for change, _ in changes))  # scales, so that squares do not overflow
+    norm = math.hypot(*(_norm(change, side) for change, side in changes))
+    return moved / norm if norm and math.isfinite(moved) else None
+
+
+def _norm(change: Change, baseline: Side | None) -> float:
+    # l2 / rel_l2 is the norm over the elements finite on both sides; the baseline's own holds where nothing moved.
+    if change.l2 and change.rel_l2:
+        return change.l2 / change.rel_l2
+    return (baseline.l2 or 0.0) if baseline else 0.0
+
+
+def coverage_lines(result: Result) -> list[str]:
+    """What was compared out of what there is, and what was not, by reason."""
+    coverage = result.coverage
+    lines = [_compared(coverage)]
+    if coverage.byte_by_byte:
+        lines.append(f"{count(coverage.byte_by_byte, 'tensor')} compared byte by byte: dtype without a decoder")
+    if coverage.not_compared:
+        reasons = (
+            f"{number_of:,} {escape(reason, 1024)}" if number_of else escape(reason, 1024)
+            for reason, number_of in coverage.not_compared.items()
+        )
+        lines.append(f"not compared: {', '.join(reasons)}")
+    return lines
+
+
+def _compared(coverage: Coverage) -> str:
+    if not coverage.tensors:
+        return "compared no tensors"
+    if coverage.tensors_compared == coverage.tensors:
+        elements, nbytes = count(coverage.elements, "element"), size(coverage.bytes)
+        every = "all " if coverage.tensors > 1 else ""
+        return f"compared {every}{count(coverage.tensors, 'tensor')}, {elements}, {nbytes}"
+    return (
+        f"compared {coverage.tensors_compared:,} of {count(coverage.tensors, 'tensor')}, "
+        f"{coverage.elements_compared:,} of {count(coverage.elements, 'element')}, "
+        f"{size(coverage.bytes_compared)} of {size(coverage.bytes)}"
+    )

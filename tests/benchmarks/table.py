@@ -1,0 +1,194 @@
+"""The benchmark table of the README: ratios taken in one run, medians of five, files in the page cache.
+
+    python tests/benchmarks/table.py [--rows ROW,...] [--runs 5] [--data DIR]
+
+Every figure is a whole process, start-up included, unless the row says otherwise; the two sides of a ratio run in turn.
+The peer is diffai-python 0.5.2 (`pip install diffai-python==0.5.2`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+HERE = Path(__file__).parent
+PEER = "import sys, diffai; print(len(diffai.diff_paths(sys.argv[1], sys.argv[2])))"
+
+
+@dataclass(frozen=True)
+class Run:
+    seconds: float
+    peak_mb: float
+
+
+def run(command: Sequence[str], **environment: str) -> Run:
+    """One process: wall seconds and peak resident memory, as the operating system accounts for them."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | environment) as process:
+        start = time.perf_counter()
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{command} ended with {process.returncode}")
+    return Run(seconds, usage.ru_maxrss / 1000)
+
+
+def ours(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "diffai_dist", *map(str, arguments)]
+
+
+def compare(pair: Sequence[Path]) -> list[str]:
+    return ours("compare", *pair, "--no-progress")
+
+
+def in_turn(runs: int, *commands: Sequence[str]) -> list[list[Run]]:
+    """A B A B ..., after one warm-up of each."""
+    for command in commands:
+        run(command)
+    rounds = [[run(command) for command in commands] for _ in range(runs)]
+    return [list(column) for column in zip(*rounds, strict=True)]
+
+
+def median(runs: Sequence[Run]) -> float:
+    return statistics.median(one.seconds for one in runs)
+
+
+def ratio(first: Sequence[Run], second: Sequence[Run]) -> float:
+    return statistics.median(a.seconds / b.seconds for a, b in zip(first, second, strict=True))
+
+
+def write_pair(folder: Path, nbytes: int, tensors: int, dtype: str) -> list[Path]:
+    """Two checkpoints of so many bytes each: normal weights, and the same with a small update."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{side}.safetensors" for side in ("baseline", "candidate")]
+    if all(path.exists() for path in paths):
+        return paths
+    kind = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}[dtype]
+    width = min(4096, nbytes // tensors // kind.itemsize)
+    rows = nbytes // tensors // kind.itemsize // width
+    block = np.random.default_rng(0).standard_normal((min(rows, 1024), width), dtype=np.float32) * np.float32(0.02)
+    update = np.random.default_rng(1).standard_normal(block.shape, dtype=np.float32) * np.float32(0.001)
+    for path, values in zip(paths, (block, block + update), strict=True):
+        whole = np.tile(values.astype(kind), (-(-rows // len(values)), 1))[:rows]
+        # One array under many names: the writer copies each, so memory stays at one tensor.
+        save_file({f"model.layers.{index}.weight": whole for index in range(tensors)}, str(path))
+    return paths
+
+
+def warm(paths: Sequence[Path]) -> None:
+    subprocess.run(["cat", *map(str, paths)], stdout=subprocess.DEVNULL, check=True)
+
+
+Row = Callable[[Path, int], str]
+
+
+def against_peer(nbytes: int, bound: str) -> Row:
+    def row(data: Path, runs: int) -> str:
+        pair = write_pair(data / f"f32-{nbytes}", nbytes, 8, "F32")
+        warm(pair)
+        peer = [sys.executable, "-c", PEER, *map(str, pair)]
+        mine, theirs = in_turn(runs, compare(pair), peer)
+        return f"2 × {nbytes / 1e9:.0f} GB F32, wall, against diffai-python 0.5.2 | {ratio(mine, theirs):.2f} | at most {bound}"
+
+    return row
+
+
+def against_script(data: Path, runs: int) -> str:
+    pair = write_pair(data / "f32-1000000000", 1_000_000_000, 8, "F32")
+    warm(pair)
+    mine, script = in_turn(runs, compare(pair), [sys.executable, str(HERE / "plain_script.py"), *map(str, pair)])
+    return f"2 × 1 GB F32, wall, against the plain script | {ratio(mine, script):.3f} |"
+
+
+def against_cat(dtype: str, bound: str) -> Row:
+    def row(data: Path, runs: int) -> str:
+        pair = write_pair(data / f"{dtype.lower()}-1000000000", 1_000_000_000, 8, dtype)
+        small = write_pair(data / f"{dtype.lower()}-small", 8192, 8, dtype)
+        warm(pair)
+        mine, start, cat = in_turn(runs, compare(pair), compare(small), ["cat", *map(str, pair)])
+        steady = [Run(a.seconds - b.seconds, 0) for a, b in zip(mine, start, strict=True)]
+        return (
+            f"2 × 1 GB {dtype}, steady state: rate over that of `cat A B > /dev/null` "
+            f"| {1 / ratio(steady, cat):.2f} | at least {bound}"
+        )
+
+    return row
+
+
+def peak_memory(nbytes: int) -> Row:
+    def row(data: Path, runs: int) -> str:
+        pair = write_pair(data / f"one-{nbytes}", nbytes, 1, "F32")
+        peak = max(run(compare(pair)).peak_mb for _ in range(2))
+        return f"2 × one tensor of {nbytes / 1e9:.0f} GB, peak memory | {peak:.0f} MB | at most 600 MB"
+
+    return row
+
+
+def start_up(data: Path, runs: int) -> str:
+    pair = write_pair(data / "mb-1", 1_000_000, 8, "F32")
+    help_, small = in_turn(runs, ours("--help"), compare(pair))
+    return (
+        f"`--help`, wall | {median(help_):.2f} s | at most 0.3 s\n"
+        f"2 × 1 MB, wall, second run | {median(small):.2f} s | at most 1.2 s"
+    )
+
+
+def many_tensors(data: Path, runs: int) -> str:
+    pair = write_pair(data / "many", 100_000 * 1024, 100_000, "F32")
+    mine, script = in_turn(runs, compare(pair), [sys.executable, str(HERE / "plain_script.py"), *map(str, pair)])
+    return f"100,000 tensors of 1 KB, wall, against the plain script | {ratio(mine, script):.2f} | at most 1.5"
+
+
+def s3(data: Path, runs: int) -> str:
+    from s3 import rate_against_plain_loop
+
+    pair = write_pair(data / "s3", 256_000_000, 4, "F32")
+    found = rate_against_plain_loop(pair, runs)
+    return f"S3 (moto), 2 × 256 MB: rate over a plain s3fs loop over the same ranges | {found:.2f} | at least 0.85"
+
+
+ROWS: dict[str, Row] = {
+    "peer-1gb": against_peer(1_000_000_000, "0.33"),
+    "peer-4gb": against_peer(4_000_000_000, "0.17"),
+    "script": against_script,
+    "cat-f32": against_cat("F32", "0.4"),
+    "cat-bf16": against_cat("BF16", "0.25"),
+    "memory-1gb": peak_memory(1_000_000_000),
+    "memory-8gb": peak_memory(8_000_000_000),
+    "s3": s3,
+    "start": start_up,
+    "many": many_tensors,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default=",".join(ROWS), help="which rows (default: all)")
+    parser.add_argument("--runs", type=int, default=5, help="counted runs of each command")
+    parser.add_argument("--data", type=Path, help="where the checkpoints are written and kept (default: temporary)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        data = options.data or Path(folder)
+        print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, ", end="")
+        print(f"NumPy {np.__version__}, {datetime.date.today()}, {options.runs} runs\n")
+        print("measured | result | bar\n--- | --- | ---")
+        for name in options.rows.split(","):
+            print(ROWS[name](data, options.runs), flush=True)
+
+
+if __name__ == "__main__":
+    main()

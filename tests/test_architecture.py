@@ -1,0 +1,86 @@
+"""Which module may import which, and the one home of each library: also the reader's map."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "diffai_dist"
+
+# Bottom first: a module imports only from names left of its own, and from its own package.
+LAYERS = """errors dtypes storage checkpoint schemes formats comparison grid partials kernels statistics records judging
+            plan execute analyses terminal report cluster store pipeline inspection demo cli __init__ __main__""".split()
+
+HOMES = {
+    "fsspec": "storage",
+    "s3fs": "storage",
+    "botocore": "storage",
+    "aiobotocore": "storage",
+    "aiohttp": "storage",
+    "numba": "kernels",
+    "llvmlite": "kernels",
+    "dask": "cluster",
+    "distributed": "cluster",
+    "pyarrow": "store",
+    "rich": "terminal",
+    "click": "cli",
+    "yaml": "report",
+    "safetensors": "demo",
+    "pandas": "pipeline",
+}
+
+# What may be imported when a module is: the others cost a tenth of a second and more each.
+LIGHT = {"click", "numpy", "numba", "diffai_dist"}
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Every name the file imports, inside functions too, and whether that happens at once."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        at_once = node in tree.body
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, at_once) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((f"{'.' * node.level}{node.module or ''}.{alias.name}", at_once) for alias in node.names)
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down_and_libraries_stay_home(path: Path) -> None:
+    home = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert home in LAYERS, f"{home} has no place in the layers"
+    for name, _ in imports(path):
+        top, _, rest = name.partition(".")
+        assert home in HOMES.get(top, home).split(), f"{name} belongs in {HOMES[top]}"
+        if top in ("", PACKAGE.name):  # a relative import names no layer, so it fails too
+            layer = rest.split(".")[0]
+            assert layer in LAYERS, f"{name} is not one of the layers"
+            assert LAYERS.index(layer) <= LAYERS.index(home), f"{home} may not import {name}"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
+    for name, at_once in imports(path):
+        top = name.split(".")[0]
+        if at_once and top in HOMES:
+            assert top in LIGHT, f"{path.name} imports {top} at once"
+
+
+def test_every_layer_exists() -> None:
+    found = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in files()}
+    assert found == set(LAYERS)
+
+
+FORBIDDEN = ("pickle.load", "eval(", "exec(", "yaml.load(", "allow_pickle=True", "torch.load", "os.system")
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_in_the_package_executes_what_it_reads(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert [word for word in FORBIDDEN if word in text] == []

@@ -1,0 +1,276 @@
+"""The whole path: the same bits wherever and however it runs, and nothing lost when a source goes bad."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import models
+from diffai_dist import storage
+from diffai_dist.cluster import Place
+from diffai_dist.comparison import Pair, compare_members
+from diffai_dist.execute import Folder, measure
+from diffai_dist.formats import open_checkpoint
+from diffai_dist.judging import tensor_records
+from diffai_dist.pipeline import Report, Settings, compare, run_comparison
+from diffai_dist.plan import Plan, make_plan
+from diffai_dist.report import RENDERERS, View
+from diffai_dist.storage import Profile
+from diffai_dist.store import tensor_table
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("pair")
+    arrays = models.model()
+    return (
+        models.write(folder / "a.safetensors", arrays),
+        models.write(folder / "b.safetensors", models.perturbed(arrays)),
+    )
+
+
+def everything(report: Report) -> tuple[str, Any]:
+    """The JSON output and the table, run id and URLs left out."""
+    text = "".join(RENDERERS["json"](report.result, View(show_identical=True)))
+    table = tensor_table(report.result, "run").drop_columns(["baseline", "candidate"])
+    return text, table.to_pydict()
+
+
+@pytest.fixture(scope="module")
+def reference(pair: tuple[Path, Path]) -> tuple[str, Any]:
+    return everything(compare(*map(str, pair), threads=1))
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("unit_bytes", [1, 3_000_000, 2**30])
+def test_threads_and_unit_sizes_change_no_bit(
+    pair: tuple[Path, Path], reference: tuple[str, Any], threads: int, unit_bytes: int
+) -> None:
+    assert everything(compare(*map(str, pair), threads=threads, unit_bytes=unit_bytes)) == reference
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_cluster_changes_no_bit(pair: tuple[Path, Path], reference: tuple[str, Any], workers: int) -> None:
+    assert everything(compare(*map(str, pair), workers=workers, unit_bytes=2_000_000)) == reference
+
+
+@pytest.mark.parametrize("shards", [(1, 3), (4, 2)])
+def test_sharding_changes_no_bit(
+    tmp_path: Path, pair: tuple[Path, Path], reference: tuple[str, Any], shards: tuple[int, int]
+) -> None:
+    arrays = models.model()
+    a = models.write_sharded(tmp_path / "a", arrays, shards[0])
+    b = models.write_sharded(tmp_path / "b", models.perturbed(arrays), shards[1])
+    assert everything(compare(str(a), str(b))) == reference
+
+
+def test_the_size_of_the_buffer_changes_no_bit(
+    pair: tuple[Path, Path], reference: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffai_dist.plan.LOCAL_ARENA", 200_000)
+    assert everything(compare(*map(str, pair))) == reference
+
+
+def test_another_processor_changes_no_bit(pair: tuple[Path, Path], reference: tuple[str, Any], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "diffai_dist", "compare", *map(str, pair), "-o", "json", "--show-identical"]
+    generic = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | generic, check=True)
+    assert done.stdout == reference[0]
+
+
+def test_a_pair_inside_a_group_has_the_bits_of_the_pair_alone(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    third = models.write(tmp_path / "c.safetensors", models.perturbed(models.model(), 9))
+    members = [open_checkpoint(str(path), Profile()) for path in (third, *pair)]
+
+    def measured(chosen: list[Any], pairs: list[Pair]) -> Any:
+        plan = make_plan(compare_members(chosen, pairs), Profile())
+        folder = Folder(plan)
+        for unit in plan.units():
+            folder.fold(measure(unit))
+        return folder.measurements()
+
+    group = measured(members, [Pair(0, 1), Pair(1, 2)])
+    alone = measured(members[1:], [Pair(0, 1)])
+    assert tensor_records(group, 1) == tensor_records(alone, 0)
+
+
+def test_each_byte_is_read_once(pair: tuple[Path, Path]) -> None:
+    opened = [open_checkpoint(str(path), Profile()) for path in pair]
+    plan = make_plan(compare_members(opened, [Pair(0, 1)]), Profile(), 1_000_000)
+    before = storage.traffic().bytes
+    for unit in plan.units():
+        measure(unit)
+    total = sum(tensor.nbytes for member in opened for tensor in member.tensors.values())
+    assert storage.traffic().bytes - before == total == plan.nbytes
+
+
+def test_a_member_against_itself_is_read_once(pair: tuple[Path, Path]) -> None:
+    member = open_checkpoint(str(pair[0]), Profile())
+    plan = make_plan(compare_members([member, member], [Pair(0, 1)]), Profile())
+    before = storage.traffic().bytes
+    folder = Folder(plan)
+    for unit in plan.units():
+        folder.fold(measure(unit))
+    assert storage.traffic().bytes - before == sum(tensor.nbytes for tensor in member.tensors.values())
+    assert {record.status for record in tensor_records(folder.measurements(), 0)} == {"identical"}
+
+
+def test_small_tensors_share_requests(tmp_path: Path) -> None:
+    arrays = {f"t{i}": np.full(256, i, np.float32) for i in range(2000)}
+    paths = [models.write(tmp_path / f"{side}.safetensors", arrays) for side in "ab"]
+    opened = [open_checkpoint(str(path), Profile()) for path in paths]
+    plan = make_plan(compare_members(opened, [Pair(0, 1)]), Profile())
+    before = storage.traffic().requests
+    units = list(plan.units())
+    for unit in units:
+        measure(unit)
+    assert len(units) == 1
+    assert storage.traffic().requests - before <= 8
+
+
+def test_self_comparison_and_symmetry(pair: tuple[Path, Path]) -> None:
+    a, b = map(str, pair)
+    forward, backward = compare(a, b).result, compare(b, a).result
+    for one, other in zip(forward.tensors, backward.tensors, strict=True):
+        assert one.baseline == other.candidate
+        if one.change and other.change:
+            for key in ("l2", "max_abs", "max_abs_index", "mean_abs", "changed_fraction", "rel_l1", "sign_flip_fraction"):
+                assert getattr(one.change, key) == getattr(other.change, key), (one.name, key)
+    assert not compare(a, a).result.differs
+
+
+def test_statuses_are_told_apart(pair: tuple[Path, Path]) -> None:
+    statuses = {record.name: record.status for record in compare(*map(str, pair)).result.tensors}
+    assert statuses == {
+        "counts": "changed",
+        "embed.weight": "changed",
+        "empty": "identical",
+        "mask": "removed",
+        "model.layers.0.mlp.up_proj.weight": "identical",
+        "model.layers.0.self_attn.q_proj.weight": "identical",
+        "model.layers.1.mlp.up_proj.weight": "changed",
+        "model.layers.1.self_attn.q_proj.weight": "changed",
+        "model.layers.10.mlp.up_proj.weight": "changed",
+        "model.norm.weight": "incomparable",
+        "new": "added",
+        "scalar": statuses["scalar"],
+    }
+
+
+def test_incomparable_tensors_still_have_both_sides_statistics(pair: tuple[Path, Path]) -> None:
+    record = next(one for one in compare(*map(str, pair)).result.tensors if one.status == "incomparable")
+    assert record.baseline is not None
+    assert record.candidate is not None
+    assert (record.baseline.count, record.candidate.count) == (256, 200)
+    assert record.baseline.mean == pytest.approx(models.model()["model.norm.weight"].mean(dtype=np.float64))
+    assert record.reason == "shapes differ: [256] and [200]"
+
+
+# A source that goes bad under way.
+
+
+def overwrite(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def replace(path: Path) -> None:
+    other = path.with_suffix(".new")
+    other.write_bytes(path.read_bytes()[:-8] + bytes(8))
+    other.replace(path)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("spoil", [overwrite, replace, truncate, Path.unlink], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("after", [0, 3])
+def test_a_file_that_changes_under_way_is_reported_and_never_mixed(
+    tmp_path: Path, spoil: Callable[[Path], None], after: int
+) -> None:
+    arrays = models.model()
+    a = models.write(tmp_path / "a.safetensors", arrays)
+    b = models.write(tmp_path / "b.safetensors", models.perturbed(arrays))
+    expected = {record.name: record for record in compare(str(a), str(b)).result.tensors}
+    settled = 0
+
+    def start(plan: Plan) -> Callable[..., None]:
+        if after == 0:
+            spoil(b)
+
+        def advance(*_: object) -> None:
+            nonlocal settled
+            settled += 1
+            if settled == after:
+                spoil(b)
+
+        return advance
+
+    report = run_comparison([str(a), str(b)], Settings(place=Place(threads=1), unit_bytes=1), start)
+    assert report.exit_code() == 3
+    assert report.exit_code(differences_count=True) in (1, 3)
+    failed = {record.name for record in report.result.tensors if record.status == "failed"}
+    assert failed
+    for record in report.result.tensors:
+        assert record.status == "failed" or record == expected[record.name]
+    assert {failure.tensor for failure in report.failures} == failed
+    assert all(failure.object.endswith("b.safetensors") for failure in report.failures)
+    assert report.result.coverage.not_compared["could not be read"] == len(failed)
+
+
+def test_a_missing_shard_spoils_its_own_tensors_only(tmp_path: Path) -> None:
+    arrays = models.model()
+    a = models.write_sharded(tmp_path / "a", arrays, 3)
+    b = models.write_sharded(tmp_path / "b", arrays, 3)
+    (b / "model-00002-of-00003.safetensors").unlink()
+    report = compare(str(a), str(b))
+    statuses = [record.status for record in report.result.tensors]
+    assert report.exit_code() == 3
+    assert statuses.count("failed") == len(sorted(arrays)[1::3])
+    assert statuses.count("identical") == len(arrays) - statuses.count("failed")
+    assert "removed" not in statuses
+
+
+def test_a_checkpoint_that_cannot_be_opened_is_a_failure_record(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+    report = compare(str(pair[0]), str(tmp_path / "nothing.safetensors"))
+    assert report.exit_code() == 3
+    (record,) = report.records
+    assert record["kind"] == "failure"
+    assert record["object"].endswith("nothing.safetensors")
+    assert json.dumps(report.to_dict())
+
+
+def test_one_nan_changes_no_other_statistic(tmp_path: Path) -> None:
+    arrays = {"w": np.random.default_rng(0).standard_normal((300, 4096)).astype(np.float32)}
+    spoiled = {"w": arrays["w"].copy()}
+    spoiled["w"][100, 7] = np.nan
+    kept = np.delete(arrays["w"].ravel().astype(np.float64), 100 * 4096 + 7)
+    a = models.write(tmp_path / "a.safetensors", arrays)
+    b = models.write(tmp_path / "b.safetensors", spoiled)
+    (record,) = compare(str(a), str(b)).result.tensors
+    assert record.candidate is not None
+    assert record.change is not None
+    assert (record.candidate.nans, record.candidate.count) == (1, 300 * 4096)
+    assert record.candidate.mean == pytest.approx(kept.mean(), rel=1e-9, abs=1e-12)
+    assert record.candidate.std == pytest.approx(kept.std(), rel=1e-12)
+    assert (record.change.l2, record.change.max_abs) == (0.0, 0.0)
+    assert record.change.changed_fraction == 1 / (300 * 4096)
+
+
+def test_epsilon_counts_small_differences_as_none_and_says_so(tmp_path: Path) -> None:
+    values = np.linspace(0, 1, 100, dtype=np.float32)
+    a = models.write(tmp_path / "a.safetensors", {"w": values, "n": values})
+    b = models.write(tmp_path / "b.safetensors", {"w": values + np.float32(1e-4), "n": np.where(values > 0.5, np.nan, values)})
+    with_epsilon = {record.name: record for record in compare(str(a), str(b), epsilon=1e-3).result.tensors}
+    assert (with_epsilon["w"].status, with_epsilon["w"].within_epsilon) == ("identical", 1e-3)
+    assert with_epsilon["n"].status == "changed"  # a NaN is no small difference
+    without = {record.name: record.status for record in compare(str(a), str(b), epsilon=1e-9).result.tensors}
+    assert without == {"w": "changed", "n": "changed"}
