@@ -43,23 +43,33 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
     except click.exceptions.Exit as error:
         return error.exit_code
     except (click.exceptions.Abort, KeyboardInterrupt):
-        return 130
+        _leave(130)
     except Terminated:
-        return 143
+        _leave(143)
     except click.ClickException as error:
         error.show()
         return 2
     except DiffaiError as error:
         click.echo(f"{name}: {error}", err=True)
         return error.exit_code
-    except BrokenPipeError:
-        # The reader left (`| head`): nothing more to say, also not when Python flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:  # click's answer to a reader of --help that left
+        _hang_up()
         return 0
     except Exception:  # a bug: shown whole, but never as code 1
         traceback.print_exc()
         click.echo(f"{name}: this is a bug in diffai-dist; please report it with the lines above", err=True)
         return 4
+
+
+def _hang_up() -> None:
+    """Nothing more to say on stdout, also not when Python flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: threads that wait for a server would hold up an ordinary exit."""
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -245,9 +255,12 @@ def print_chunks(chunks: Iterable[str]) -> None:
     """Write to stdout whatever its encoding; what it cannot hold is escaped."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
-    for chunk in chunks:
-        sys.stdout.write(chunk)
-    sys.stdout.flush()
+    try:
+        for chunk in chunks:
+            sys.stdout.write(chunk)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader left (`| head`); click would make that exit code 1
+        _hang_up()
 
 
 class _Bar:

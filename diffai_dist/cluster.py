@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 # dask holds one graph of at most this many units at a time, so that a million units need no memory for graphs.
 WINDOW = 1024
+STOP_SECONDS = 5  # how long units under way may take to end once nobody wants them
 WORKER_TIMEOUT = 60  # seconds to wait for the first worker
 
 
@@ -87,15 +88,18 @@ def _run_here(threads: int, work: Callable[[T], R], units: Iterable[T]) -> Itera
                 raise value
             else:
                 return
+    except GeneratorExit:  # nobody wants the rest: leave when the units under way are done
+        stopped.set()
+        feeder.join(STOP_SECONDS)
+        raise
     finally:
         stopped.set()
-        feeder.join()
 
 
 def _feed(
     threads: int, work: Callable[[T], R], units: Iterable[T], outcomes: queue.Queue[Any], stopped: threading.Event
 ) -> None:
-    import dask
+    import dask.threaded  # as a callable: its name would make dask look for a cluster, and import distributed
 
     def one(unit: T) -> None:
         if not stopped.is_set():
@@ -110,7 +114,7 @@ def _feed(
                     dask.delayed(functools.partial(one, unit), name=f"unit-{index}", pure=False, traverse=False)()
                     for index, unit in enumerate(batch)
                 ]
-                dask.compute(*tasks, scheduler="threads", pool=pool, optimize_graph=False)
+                dask.compute(*tasks, scheduler=dask.threaded.get, pool=pool, optimize_graph=False)
         outcomes.put(("end", None))
     except BaseException as error:
         outcomes.put(("error", error))

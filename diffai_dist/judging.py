@@ -71,7 +71,7 @@ def _changes(measured: Measurements, pair: Pair, pair_index: int) -> dict[int, t
 
 
 def _name_dtype(reason: str | None, dtype: str) -> str | None:
-    return reason.replace("dtype bytes", f"dtype {dtype}") if reason else None
+    return reason.replace("the dtype has", f"dtype {dtype} has") if reason else None
 
 
 def _failed_side(tensor: Aligned, pair: Pair) -> Failure | None:

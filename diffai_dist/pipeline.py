@@ -84,8 +84,11 @@ def open_members(urls: Sequence[str], profile: Profile) -> Opened:
         except CheckpointError as error:
             return error
 
-    with ThreadPoolExecutor(len(checked)) as pool:
+    pool = ThreadPoolExecutor(len(checked))
+    try:
         found = list(pool.map(attempt, checked))
+    finally:  # a signal does not wait for a server that does not answer
+        pool.shutdown(wait=False, cancel_futures=True)
     failures = [
         failure for one in found for failure in ([one.failure] if isinstance(one, CheckpointError) else one.failures)
     ]

@@ -37,6 +37,8 @@ def escape(name: str, limit: int | None = 256) -> str:
             return '""'
         if limit is None or len(name) <= limit:
             return name
+        tail = (limit - 1) // 2
+        return f"{name[: limit - 1 - tail]}…{name[len(name) - tail :]}"
     if limit is None or len(name) <= 2 * limit:
         return _cut([_visible(piece) for piece in _PIECES.findall(name)], limit)
     # Only the ends can show: a name of 1 MB costs no more than one of 512 characters.

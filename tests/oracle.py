@@ -56,7 +56,9 @@ def values(name: str, data: bytes) -> list:
         return array.tolist()
     wide = np.complex128 if name == "C64" else np.float64
     with np.errstate(invalid="ignore"):  # a signalling NaN is quietened
-        return array.astype(np.float32).astype(wide).tolist() if array.dtype.itemsize < 4 else array.astype(wide).tolist()
+        return (
+            array.astype(np.float32).astype(wide).tolist() if array.dtype.itemsize < 4 else array.astype(wide).tolist()
+        )
 
 
 def parts(x: complex) -> tuple[float, ...]:
@@ -71,9 +73,18 @@ def nan(x: complex) -> bool:
     return any(math.isnan(part) for part in parts(x))
 
 
+SCALE = 2**1074  # a float64 times this is an integer
+
+
+def fixed(x: float) -> int:
+    """The number in units of 1 / SCALE; sums of such are exact, and faster than those of fractions."""
+    above, below = x.as_integer_ratio()
+    return above * (SCALE // below)
+
+
 def total(terms) -> Fraction:
     """The exact sum."""
-    return sum(map(Fraction, terms), Fraction(0))
+    return Fraction(sum(map(fixed, terms)), SCALE)
 
 
 def rounded(exact: Fraction) -> float:
@@ -86,7 +97,7 @@ def rounded(exact: Fraction) -> float:
 
 def power(xs) -> Fraction:
     """The exact sum of |x|^2."""
-    return total(Fraction(part) ** 2 for x in xs for part in parts(x))
+    return Fraction(sum(fixed(part) ** 2 for x in xs for part in parts(x)), SCALE**2)
 
 
 def moments(name: str, data: bytes, base: int = 0) -> dict:
@@ -97,9 +108,10 @@ def moments(name: str, data: bytes, base: int = 0) -> dict:
     good = [x for x in xs if finite(x)]
     numbers = [part for x in good for part in parts(x)]
     n = len(numbers)
-    mean = total(numbers) / n if n else Fraction(0)
+    mean = total(numbers) / max(n, 1)
     smallest = dtype_of(name).smallest_normal
     sizes = [abs(x) for x in good]
+    top = max(sizes, default=None)
     infinities = [x for x in xs if not finite(x) and not nan(x)]
     return {
         "count": len(xs),
@@ -110,12 +122,12 @@ def moments(name: str, data: bytes, base: int = 0) -> dict:
         "zeros": sum(x == 0 for x in good),
         "subnormals": sum(any(0 < abs(part) < smallest for part in parts(x)) for x in good),
         "mean": rounded(mean),
-        "m2": rounded(power(Fraction(x) - mean for x in numbers) / (2 if name == "C64" else 1)),
+        "m2": rounded((power(numbers) - n * mean**2) / (2 if name == "C64" else 1)),
         "abs_sum": rounded(total(sizes)),
         "low": min(numbers, default=None),
         "high": max(numbers, default=None),
-        "absmax": max(sizes, default=None),
-        "absmax_index": next((base + i for i, x in enumerate(xs) if finite(x) and abs(x) == max(sizes)), -1),
+        "absmax": top,
+        "absmax_index": next((base + i for i, x in enumerate(xs) if finite(x) and abs(x) == top), -1),
     }
 
 
@@ -142,11 +154,11 @@ def shift(before: tuple[str, bytes], after: tuple[str, bytes], base: int = 0) ->
     ds = [difference(x, y, name == other and isinstance(x, int)) for _, x, y in both]
     sizes = [abs(d) for d in ds]
     aa, d2 = power(x for _, x, _ in both), power(ds)
-    along = total(
-        Fraction(p) * Fraction(q)
-        for (_, x, _), d in zip(both, ds, strict=True)
-        for p, q in zip(parts(d), parts(x), strict=True)
+    products = zip(
+        (part for d in ds for part in parts(d)), (part for _, x, _ in both for part in parts(x)), strict=True
     )
+    along = Fraction(sum(fixed(p) * fixed(q) for p, q in products), SCALE**2)
+    top = max(sizes, default=None)
     ordered = not any(isinstance(x, complex) for x in xs)
     return {
         "count": len(xs),
@@ -163,8 +175,8 @@ def shift(before: tuple[str, bytes], after: tuple[str, bytes], base: int = 0) ->
         "bb": rounded(power(y for _, _, y in both)),
         "slope": rounded(along / aa) if aa else 0.0,
         "rest": rounded(d2 - along * along / aa) if aa else rounded(d2),
-        "max_abs": max(sizes, default=None),
-        "max_abs_index": next((base + i for (i, _, _), size in zip(both, sizes, strict=True) if size == max(sizes)), -1),
+        "max_abs": top,
+        "max_abs_index": next((base + i for (i, _, _), size in zip(both, sizes, strict=True) if size == top), -1),
     }
 
 

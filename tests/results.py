@@ -13,7 +13,17 @@ from diffai_dist.comparison import Comparison, Pair, compare_members
 from diffai_dist.dtypes import BITS
 from diffai_dist.errors import Failure
 from diffai_dist.partials import MOMENTS, SHIFT, empty
-from diffai_dist.records import AnalysisRecord, Change, Coverage, Measurements, Result, Side, Status, TensorRecord
+from diffai_dist.records import (
+    AnalysisRecord,
+    Change,
+    Coverage,
+    Finding,
+    Measurements,
+    Result,
+    Side,
+    Status,
+    TensorRecord,
+)
 from diffai_dist.storage import Source
 
 # Names that no one should have given a tensor; each is a test of every renderer.
@@ -94,7 +104,7 @@ HOSTILE = (
     "/",
     "layers." * 50 + "weight",
     "x" * 1_000_000,
-    "\x1b" * 300_000,
+    "\x1b" * 100_000,
 )
 
 
@@ -201,3 +211,26 @@ def of(comparison: Comparison, shifts: np.ndarray) -> Measurements:
     """Measurements with these shifts and neutral moments."""
     moments = empty(MOMENTS, (len(comparison.aligned), len(comparison.members)))
     return Measurements(comparison, moments, shifts, {})
+
+
+IMPACT = AnalysisRecord(
+    "layer_impact",
+    {
+        "rel_l2": 0.5,
+        "d2": 4.0,
+        "coverage": {"tensors": 2},
+        "blocks": [{"block": "model.layers.0", "share": 0.42, "rel_l2": None, "changed_fraction": 0.31, "d2": 1.0}],
+        "roles": [],
+    },
+    (
+        Finding("small", "info", None, 1, None, "here"),
+        Finding("dominant-block", "critical", "model.layers.0", 0.75, 0.5, "judgement"),
+    ),
+)
+
+# One of each kind.
+MIXED = result(
+    tensor("a"), tensor("b", "identical"), tensor("c", "identical", within_epsilon=1e-6), tensor("d", "added"),
+    tensor("e", "removed"), tensor("f", "incomparable"), tensor("h.3.w", "failed"),
+    failures=[failure(), failure(None)], analyses=[IMPACT], warnings=["odd"],
+)  # fmt: skip

@@ -76,7 +76,9 @@ def test_the_examples_in_the_docstrings_hold(module: ModuleType) -> None:
         ("lm_head.weight", "head", "head"),
         ("output.weight", "head", "head"),
         ("transformer.ln_f.bias", "norm", "norm"),
-        ("fc1.bias", "fc1", "up"),
+        ("fc1.bias", "fc1", "other"),
+        ("encoder/layers_3/mlp/fc1/kernel", "encoder/layers_3", "up"),
+        ("projector.linear_2.bias", "projector.linear_2", "other"),
         ("conv.weight", "conv", "other"),
         ("weight", "weight", "other"),
         ("0.weight", "0", "other"),
@@ -387,7 +389,7 @@ def test_the_shifts_belong_to_the_pair_that_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize("name", ANALYSES)
-def test_every_analysis_is_named_by_its_flag_and_has_help(name: str) -> None:
+def test_every_analysis_has_a_name_a_flag_and_help(name: str) -> None:
     kind = ANALYSES[name]
     assert kind.name == name
     assert kind.flag.startswith("--")

@@ -54,7 +54,7 @@ def test_the_command_lines_of_the_seed_work(pair: tuple[Path, Path]) -> None:
 def test_the_seeds_mlflow_snippet_counts_changes(pair: tuple[Path, Path]) -> None:
     done = program(*pair, "--output", "json", name="diffai")
     diff_data = json.loads(done.stdout)
-    assert len(diff_data) == 8
+    assert len(diff_data) == 9
     assert {record["kind"] for record in diff_data} == {"tensor"}
     jsonschema.validate(diff_data, records_schema())
 

@@ -242,6 +242,8 @@ def test_no_mutated_index_asks_for_anything_outside_its_folder(
         pytest.param(b'{"weight_map":{"a":NaN}}', "NaN is not JSON", id="row28-nan"),
         pytest.param(b"[" * 100_000, "nested too deeply", id="row28-depth"),
         pytest.param(b'{"a":' + b"9" * 5000 + b"}", "thousands of digits", id="row28-digits"),
+        pytest.param(b'{"a":[' + b"{}," * 1000 + b"{}]}", "more than 1,000 entries", id="row28-objects"),
+        pytest.param(b"[" * 2_000_001, "more than 2,000,000 fields", id="row28-fields"),
         pytest.param(b"\xff", "invalid UTF-8 at byte 0", id="row28-utf8"),
         pytest.param(b"", "line 1 column 1", id="row28-empty"),
         pytest.param(

@@ -58,7 +58,7 @@ REFUSED = [
     ("9-digits", text('"dtype":"F32","shape":[' + "9" * 5000 + '],"data_offsets":[0,8]'), 8, "thousands of digits"),
     ("9-digits-below-the-limit-of-python", a(shape=[10**4000, 2]), 8, r"the shape \[1000.*overflows"),
     ("10-entries", b"{" + b'"a":{},' * 1_000_003 + b'"b":{}}', 0, "more than 1,000,002 entries"),
-    ("10-fields", b"{" + b'"a":0,' * 10_000_100 + b'"b":0}', 0, "more than 10,000,020 fields"),
+    ("10-fields", b"{" + b'"a":0,' * 5_000_000 + b'"b":0}', 0, "more than 5,000,000 fields"),
     ("11-same-range", {"a": A, "b": A}, 8, "tensors 'a' and 'b' overlap"),
     ("11-overlap", {"first": A, "second": B | {"data_offsets": [4, 8]}}, 8, "tensors 'first' and 'second' overlap"),
     ("11-empty-tensor-inside", {"a": A, "b": {"dtype": "U8", "shape": [0], "data_offsets": [4, 4]}}, 8, "overlap"),

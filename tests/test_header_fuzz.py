@@ -112,7 +112,8 @@ def likely(random: Random, key: str, value: object) -> object:
     numbers = str(value).strip("[]").split(",")
     at = random.randrange(len(numbers))
     near = [str(int(numbers[at]) + step) for step in (-4, -1, 1, 4)] if numbers[at].strip().isdecimal() else []
-    numbers[at] = random.choice([*near, random.choice(NUMBERS)])
+    same = [f"-{numbers[at]}", f"{numbers[at]}.0", f"{numbers[at]}e0"]  # the same number to some parsers
+    numbers[at] = random.choice([*near, *same, random.choice(NUMBERS)])
     return f"[{','.join(numbers)}]"
 
 

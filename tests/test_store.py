@@ -55,8 +55,7 @@ def test_the_tables_are_read_by_pandas_pyarrow_and_duckdb(tmp_path: Path, report
     largest = duckdb.sql(
         f"select name, rel_l2 from read_parquet('{tmp_path}/tables/tensors/*/*.parquet') "
         "where status = 'changed' order by rel_l2 desc limit 1"
-    ).fetchone()
-    assert largest is not None
+    ).fetchall()[0]
     changes = {r.name: r.change.rel_l2 for r in report.result.tensors if r.change and r.change.rel_l2 is not None}
     assert largest == max(changes.items(), key=lambda item: item[1])
     (pair,) = table(tmp_path, "pairs").to_dict("records")

@@ -32,7 +32,10 @@ _BY_PLACE = {
     "proj": None,
     "out_proj": None,
 }
-_FINAL = {"output", "out_proj", "ff_out"}  # the head where they stand outside the blocks
+_OUTSIDE = {"output": "head", "out_proj": "head", "ff_out": "head", "wo": "o"}  # where no block is around them
+
+# The two halves of a feed-forward part, but only inside a block: elsewhere they number the layers of a small network.
+_ORDINALS = {"fc1", "fc2", "lin1", "lin2", "linear1", "linear2", "linear_1", "linear_2"}
 
 _EXPERTS = {"experts", "expert", "local_experts", "shared_expert", "shared_experts"}
 _ATTENTION = re.compile(r"attn|attention|^mha$")
@@ -75,18 +78,22 @@ def _role_of(parts: list[str], i: int) -> str | None:
     if part in _BY_PLACE:
         return _by_place(parts, i)
     if part in _ROLES:
-        return _ROLES[part]
+        return _ROLES[part] if part not in _ORDINALS or _in_block(parts[:i]) else None
     return "embed" if _EMBED.search(part) else None
 
 
 def _by_place(parts: list[str], i: int) -> str | None:
     part, before = parts[i], parts[:i]
-    if not any(map(_NUMBER.fullmatch, before)):
-        return "head" if part in _FINAL and len(before) < 3 else None
-    if part == "dense" and before[-1] == "intermediate":
+    if part == "dense" and before[-1:] == ["intermediate"]:
         return "up"
     # BERT: attention.output.dense leaves the attention, output.dense the feed-forward part.
-    return "o" if any(map(_ATTENTION.search, before)) else _BY_PLACE[part]
+    if any(map(_ATTENTION.search, before)):
+        return "o"
+    return _BY_PLACE[part] if _in_block(before) else _OUTSIDE.get(part)
+
+
+def _in_block(before: list[str]) -> bool:
+    return any(_NUMBER.fullmatch(part) or _JOINED.fullmatch(part) for part in before)
 
 
 def block(name: str) -> str:

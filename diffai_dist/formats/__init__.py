@@ -38,7 +38,7 @@ def open_index(url: str, profile: Profile) -> Checkpoint:
     files = None
     with contextlib.suppress(CheckpointError):  # what is named can be read without the right to list
         files = entries(parent(url), profile)
-    return _open_indexed(url, parent(url), basename(url), files, (), profile)
+    return _open_indexed(url, url, files, profile)
 
 
 def open_folder(url: str, profile: Profile) -> Checkpoint:
@@ -46,7 +46,7 @@ def open_folder(url: str, profile: Profile) -> Checkpoint:
     files = entries(url, profile)
     layout = choose(files, redact(url))
     if layout.index:
-        return _open_indexed(url, url, layout.index, files, layout.warnings, profile)
+        return _open_indexed(url, join(url, layout.index), files, profile, layout.warnings)
     if layout.single:
         header = read_header(join(url, layout.single), profile)
         return assemble(url, {layout.single: header}, warnings=layout.warnings)
@@ -54,19 +54,15 @@ def open_folder(url: str, profile: Profile) -> Checkpoint:
 
 
 def _open_indexed(
-    url: str,
-    folder: str,
-    name: str,
-    files: Collection[str] | None,
-    warnings: tuple[str, ...],
-    profile: Profile,
+    url: str, index_url: str, files: Collection[str] | None, profile: Profile, warnings: tuple[str, ...] = ()
 ) -> Checkpoint:
-    """`url` is what the user named, `files` what lies in the folder where that is known."""
-    index = _read_index(join(folder, name), profile)
-    extra = sorted(file for file in files or () if file.endswith(".safetensors") and file not in index.shards)
+    """`url` is what the user named, `files` what lies beside the index where that is known."""
+    index = _read_index(index_url, profile)
+    shards = index.shards
+    extra = sorted({file for file in files or () if file.endswith(".safetensors")}.difference(shards))
     if extra:
         warnings += (f"{len(extra):,} safetensors files beside the index are not part of it: {listed(extra)}",)
-    return assemble(url, read_shards(folder, index.shards, files, profile), index, warnings)
+    return assemble(url, read_shards(parent(index_url), shards, files, profile), index, warnings)
 
 
 def _read_index(url: str, profile: Profile) -> Index:

@@ -23,10 +23,10 @@ class Verdict:
     warnings: tuple[str, ...]
 
 
-def judge(where: str, owners: Owners, broken: Mapping[str, Failure], index: Index | None, nbytes: int) -> Verdict:
+def judge(where: str, owners: Owners, broken: Mapping[str, Failure], index: Index | None) -> Verdict:
     """Headers are the truth; a tensor that two shards have, or whose own shard is broken, is not guessed at.
 
-    `broken` holds the shards without a header, `nbytes` counts the bytes of all tensors found.
+    `broken` holds the shards without a header.
     """
     weight_map = index.weight_map if index else {}
     doubles = _doubles(where, owners)
@@ -42,8 +42,16 @@ def judge(where: str, owners: Owners, broken: Mapping[str, Failure], index: Inde
         _summary(BadIndex, where, "tensors lie in another shard than the index says", misplaced),
     )
     complaints = tuple(failure for failure in failures if failure)
-    warnings = _oddities(index, owners, None if complaints or broken else nbytes) if index else ()
+    warnings = _unmapped(index, owners) if index else ()
     return Verdict(lost | absent | doubles, complaints, warnings)
+
+
+def odd_total(index: Index, nbytes: int) -> tuple[str, ...]:
+    """A warning if the index gives another size than all tensors have together; it often counts something else."""
+    total = index.total_size
+    if not isinstance(total, int | float) or total == nbytes:
+        return ()
+    return (f"the index gives a total_size of {shown(total)} bytes, the tensors have {nbytes:,}",)
 
 
 def _doubles(where: str, owners: Owners) -> dict[str, Failure]:
@@ -69,13 +77,6 @@ def _summary(error: type[CheckpointError], where: str, what: str, names: list[st
     return error(where, f"{len(names):,} {what}: {listed(names)}", hint=SAVE_AGAIN).failure if names else None
 
 
-def _oddities(index: Index, owners: Owners, nbytes: int | None) -> tuple[str, ...]:
-    """Harmless disagreements; `nbytes` is None where the bytes cannot be known."""
-    warnings = []
-    unmapped = [name for name in owners if name not in index.weight_map]
-    if unmapped:
-        warnings.append(f"{len(unmapped):,} tensors are in the shards and not in the index: {listed(unmapped)}")
-    total = index.total_size
-    if isinstance(total, int | float) and nbytes is not None and total != nbytes:
-        warnings.append(f"the index gives a total_size of {shown(total)} bytes, the tensors have {nbytes:,}")
-    return tuple(warnings)
+def _unmapped(index: Index, owners: Owners) -> tuple[str, ...]:
+    names = [name for name in owners if name not in index.weight_map]
+    return (f"{len(names):,} tensors are in the shards and not in the index: {listed(names)}",) if names else ()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from diffai_dist.checkpoint import Checkpoint
 from diffai_dist.errors import CheckpointError, MissingShard, Unreadable
-from diffai_dist.formats.agreement import Owners, judge
+from diffai_dist.formats.agreement import Owners, judge, odd_total
 from diffai_dist.formats.index import Index
 from diffai_dist.formats.names import listed, lookalikes
 from diffai_dist.formats.safetensors import Header, read_header
@@ -51,9 +51,10 @@ def assemble(url: str, shards: Shards, index: Index | None = None, warnings: Seq
     if errors and not headers:
         raise _nothing_left(where, list(errors.values()))
     broken = {name: error.failure for name, error in errors.items()}
-    nbytes = sum(tensor.nbytes for header in headers.values() for tensor in header.tensors.values())
-    verdict = judge(where, _owners(headers), broken, index, nbytes)
+    verdict = judge(where, _owners(headers), broken, index)
     tensors = {name: tensor for header in headers.values() for name, tensor in header.tensors.items()}
+    if index and not broken and not verdict.failures:
+        warnings = (*warnings, *odd_total(index, sum(tensor.nbytes for tensor in tensors.values())))
     return Checkpoint(
         url=where,
         format="safetensors",

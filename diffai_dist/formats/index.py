@@ -11,7 +11,8 @@ from diffai_dist.formats.strict_json import NotStrict, parse
 
 SUFFIX = ".safetensors.index.json"
 MAX_INDEX_BYTES = 256 * 1024 * 1024
-MAX_INDEXED_TENSORS = 2_000_000
+MAX_FIELDS = 2_000_000  # one for each tensor
+MAX_OBJECTS = 1000  # usually 3
 MAX_SHARDS = 10_000  # the largest published checkpoints have a few hundred
 
 
@@ -31,7 +32,7 @@ class Index:
 def parse_index(text: bytes, where: str) -> Index:
     """Check an index without looking at any file; a shard name that could leave the folder refuses the whole index."""
     try:
-        fields = parse(text, MAX_INDEXED_TENSORS)
+        fields = parse(text, max_objects=MAX_OBJECTS, max_fields=MAX_FIELDS)
     except NotStrict as error:
         hint = "An index is one JSON object: fetch or write it again"
         raise BadIndex(where, f"index: {error}", hint=hint) from error

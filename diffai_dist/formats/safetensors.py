@@ -76,7 +76,8 @@ def parse_header(head: bytes, size: int, source: Source) -> tuple[dict[str, Tens
     if len(head) < stop:
         raise BadHeader(where, f"{len(head):,} bytes of the header", expected=f"{stop:,}")
     try:
-        fields = parse(head[8:stop], MAX_TENSORS + 2)  # the header itself and its metadata are objects, too
+        # The header itself and its metadata are objects, too; a tensor has 4 colons, names and metadata have some.
+        fields = parse(head[8:stop], max_objects=MAX_TENSORS + 2, max_fields=5 * MAX_TENSORS)
     except NotStrict as error:
         raise BadHeader(where, f"header: {error}", hint="Save the file again with a current safetensors") from error
     assert isinstance(fields, dict)  # noqa: S101 - its first byte is `{`

@@ -9,9 +9,6 @@ from typing import NoReturn
 
 from diffai_dist.formats.names import quoted
 
-# A header of a tensor has 4 colons and 2 brackets; names and metadata may hold some of their own.
-MARKS_PER_OBJECT = 10
-
 _STRING_OR_CONSTANT = re.compile(r'"(?:[^"\\]++|\\.)*+"|(NaN|-?Infinity)', re.DOTALL)
 
 
@@ -19,17 +16,18 @@ class NotStrict(ValueError):
     """What is wrong with a JSON text and where; the caller adds whose text it is."""
 
 
-def parse(data: bytes, max_objects: int) -> object:
+def parse(data: bytes, *, max_objects: int, max_fields: int) -> object:
     """The value of a UTF-8 text; raises NotStrict for duplicate keys, NaN, -0, lone surrogates, depth and size.
 
-    Plain `json.loads` takes all of these, or lets a RecursionError or a ValueError without a place escape.
+    Plain `json.loads` takes all of these, or lets a RecursionError or a ValueError without a place escape. Colons
+    and opening brackets are counted first, those inside strings too: 100 MB of `"":0,` would become gigabytes.
     """
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise NotStrict(f"invalid UTF-8 at byte {error.start:,} of the JSON text") from error
-    if data.count(b":") + data.count(b"[") > MARKS_PER_OBJECT * max_objects:
-        raise NotStrict(f"more than {MARKS_PER_OBJECT * max_objects:,} fields and lists in the JSON text")
+    if max(data.count(b":"), data.count(b"[")) > max_fields:
+        raise NotStrict(f"more than {max_fields:,} fields or lists in the JSON text")
     value = _loads(text, max_objects)
     if "\\u" in text:
         _refuse_lone_surrogates(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from diffai_dist.records import AnalysisRecord, Finding, Result, TensorRecord
@@ -15,6 +16,8 @@ STYLES = {"changed": "yellow", "added": "green", "removed": "red", "incomparable
 
 SHORTEST_NAME = 12  # columns that a name keeps on the narrowest screen
 INDENT = " " * 8
+
+_NON_FINITE = re.compile(r"(?<= )(?:nans|infs)=[0-9>-]+")
 
 
 def render(result: Result, view: View) -> Iterator[str]:
@@ -42,16 +45,13 @@ def tensor_lines(record: TensorRecord, view: View) -> str:
     lines = fill(start, found, view.width)
     if not view.colour:
         return "\n".join(lines) + "\n"
-    painted = [_paint_entries(line) for line in lines]
-    painted[0] = paint(start, STYLES[record.status], True) + _paint_entries(lines[0][len(start) :])
+    painted = [_paint_non_finite(line) for line in lines]
+    painted[0] = paint(start, STYLES[record.status], True) + _paint_non_finite(lines[0][len(start) :])
     return "\n".join(painted) + "\n"
 
 
-def _paint_entries(text: str) -> str:
-    parts = text.split(", ")
-    return ", ".join(
-        paint(part, "bold red", True) if part.lstrip().startswith(("nans=", "infs=")) else part for part in parts
-    )
+def _paint_non_finite(text: str) -> str:
+    return _NON_FINITE.sub(lambda entry: paint(entry[0], "bold red", True), text)
 
 
 def fill(start: str, found: Sequence[str], width: int | None) -> list[str]:

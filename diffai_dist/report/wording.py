@@ -93,7 +93,7 @@ def _both(record: TensorRecord, baseline: Side, candidate: Side, verbose: bool) 
 
 
 def _change(change: Change, relative: float) -> list[str]:
-    index = "" if change.max_abs_index is None else f"@{change.max_abs_index}"
+    index = f"@{change.max_abs_index}" if change.max_abs and change.max_abs_index is not None else ""
     found = [f"rel_l2={'inf' if relative == math.inf else number(change.rel_l2)}"]
     found.append(f"max_abs={number(change.max_abs)}{index}")
     found.append(f"changed={percent(change.changed_fraction)}")

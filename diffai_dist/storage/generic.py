@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Any, Literal
 
 from diffai_dist.errors import CheckpointError, ShortRead, SourceChanged, Unreadable, UsageError
-from diffai_dist.storage.pieces import Filler, pieces
+from diffai_dist.storage.pieces import Filler, Piece, pieces
 from diffai_dist.storage.source import Profile, Read, Source
 from diffai_dist.storage.traffic import count
 from diffai_dist.storage.urls import basename, parent, protocol, redact
@@ -58,20 +58,27 @@ def fill(reads: Sequence[Read], profile: Profile) -> None:
     """Read everything, then check that each object is still the pinned one."""
     for source, group in itertools.groupby(reads, key=attrgetter("source")):
         with _mapped(source.url):
-            filesystem = _filesystem(protocol(source.url), profile)
             for piece in pieces(group, CHUNK_BYTES):
-                data = filesystem.cat_file(source.url, start=piece.start, end=piece.stop)
-                count(requests=1, size=len(data))
-                if len(data) != piece.stop - piece.start:
-                    _check_unchanged(source, profile)
-                    raise ShortRead(
-                        redact(source.url),
-                        f"{len(data):,} bytes came back",
-                        expected=f"bytes {piece.start:,} to {piece.stop:,}",
-                        hint="The server may not support ranges: download the object and name the copy",
-                    )
-                Filler(piece.buffers).add(data)
+                _fill_one(piece, profile)
             _check_unchanged(source, profile)
+
+
+def _fill_one(piece: Piece, profile: Profile) -> None:
+    url = piece.source.url
+    try:
+        data = _filesystem(protocol(url), profile).cat_file(url, start=piece.start, end=piece.stop)
+    except FileNotFoundError as error:
+        raise SourceChanged(redact(url), "deleted during the comparison") from error
+    count(requests=1, size=len(data))
+    if len(data) != piece.stop - piece.start:
+        _check_unchanged(piece.source, profile)
+        raise ShortRead(
+            redact(url),
+            f"{len(data):,} bytes came back",
+            expected=f"bytes {piece.start:,} to {piece.stop:,}",
+            hint="Run again; if it stays so, download the object and name the copy",
+        )
+    Filler(piece.buffers).add(data)
 
 
 def fetch(url: str, profile: Profile) -> bytes | None:

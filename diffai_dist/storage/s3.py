@@ -10,7 +10,7 @@ from diffai_dist.storage.hints import similar
 from diffai_dist.storage.loop import run
 from diffai_dist.storage.pieces import pieces
 from diffai_dist.storage.s3_connection import Connection, connection
-from diffai_dist.storage.s3_errors import EXISTS, GONE, RACE, UNSUPPORTED, code_of
+from diffai_dist.storage.s3_errors import EXISTS, GONE, UNSUPPORTED, code_of
 from diffai_dist.storage.s3_read import describe, fill_pieces
 from diffai_dist.storage.s3_retry import Place, place, retrying
 from diffai_dist.storage.source import Profile, Read, Source
@@ -144,14 +144,21 @@ async def _fetch(link: Connection, at: Place) -> bytes | None:
 
 
 async def _publish(link: Connection, at: Place, data: bytes, exclusive: bool) -> bool:
+    tries = 0
+
     async def put(link: Connection, **condition: str) -> bool:
+        nonlocal tries
+        tries += 1
         await link.call("put_object", **at.name, Body=data, **condition)
         return True
 
     if not exclusive:
         return bool(await retrying(link, at, put))
     try:
-        return bool(await retrying(link, at, lambda link: put(link, IfNoneMatch="*"), unless=EXISTS | RACE))
+        if await retrying(link, at, lambda link: put(link, IfNoneMatch="*"), unless=EXISTS):
+            return True
+        # The answer to a first, successful try may have been lost: then what is there is ours.
+        return tries > 1 and await _fetch(link, at) == data
     except Unreadable as error:
         if error.__cause__ is None or code_of(error.__cause__) not in UNSUPPORTED:
             raise

@@ -8,13 +8,12 @@ from typing import Any
 
 GONE = frozenset({"404", "NoSuchKey", "NoSuchVersion", "NotFound"})
 EXISTS = frozenset({"412", "PreconditionFailed"})
-RACE = frozenset({"409", "ConditionalRequestConflict", "OperationAborted"})
 UNSUPPORTED = frozenset({"501", "NotImplemented", "InvalidArgument", "InvalidRequest", "MethodNotAllowed", "405"})
 
 _TRANSIENT = frozenset(
     "429 500 502 503 504 SlowDown Throttling ThrottlingException TooManyRequests RequestLimitExceeded "
     "BandwidthLimitExceeded InternalError InternalServerError ServiceUnavailable "
-    "RequestTimeout BadGateway GatewayTimeout".split()
+    "RequestTimeout BadGateway GatewayTimeout ConditionalRequestConflict OperationAborted".split()
 )
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"})
 _WRONG_KEY = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthorizationHeaderMalformed"})
@@ -46,7 +45,14 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, botocore.ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return code_of(error) in _TRANSIENT or status == 429 or 500 <= status != 501
-    lost = (botocore.HTTPClientError, botocore.ResponseStreamingError, botocore.IncompleteReadError)
+    if isinstance(error, botocore.SSLError):
+        return False
+    lost = (
+        botocore.HTTPClientError,
+        botocore.ConnectionError,
+        botocore.ResponseStreamingError,
+        botocore.IncompleteReadError,
+    )
     # An answer that is not S3's XML is the page of some proxy on the way.
     return isinstance(error, (*lost, ResponseParserError, aiohttp.ClientError, OSError, asyncio.TimeoutError))
 

@@ -21,9 +21,11 @@ By default only ranged GETs, the reads of weights and headers, are spoiled and c
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
+import socket
+import socketserver
+import struct
 import threading
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,7 +38,6 @@ ERRORS = {
     "e403": ("403 Forbidden", "ExpiredToken"),
 }
 MODES = (*ERRORS, *"ok html503 rst stall trunc stallbody trickle short badrange flip".split())
-MAX_HEAD = 1 << 20
 BLOCK = 1 << 16
 
 
@@ -57,20 +58,20 @@ class Request:
 
 
 class FaultProxy:
-    """One proxy in a thread of its own. `log()` holds the ranged GETs since the last `set()`, `requests()` all."""
+    """One proxy, a thread per connection. `log()` holds the ranged GETs since the last `set()`, `requests()` all."""
 
     def __init__(self, upstream: str, stall_seconds: float = 20.0) -> None:
         parts = urlsplit(upstream)
-        self._upstream = (parts.hostname, parts.port)
-        self._stall = stall_seconds
+        self.upstream = (str(parts.hostname), parts.port or 80)
+        self.stall_seconds = stall_seconds
+        self.stopping = threading.Event()
         self._lock = threading.Lock()
         self._mode, self._left, self._skip, self._every = "ok", 0, 0, False
         self._seen: list[Request] = []
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="fault proxy", daemon=True)
+        self._server = _Server(self)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="fault proxy")
         self._thread.start()
-        self._server = self._wait(asyncio.start_server(self._serve, "127.0.0.1", 0, limit=MAX_HEAD))
-        self.endpoint = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def set(self, mode: str = "ok", n: int = -1, skip: int = 0, *, every: bool = False) -> None:
         """Let `skip` ranged GETs pass, then spoil `n` (-1: all); `every`: requests of any kind. Empties the log."""
@@ -89,27 +90,8 @@ class FaultProxy:
         with self._lock:
             return list(self._seen)
 
-    def stop(self) -> None:
-        """Close everything and end the thread."""
-        self._wait(self._shut_down())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def _wait(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
-
-    async def _shut_down(self) -> None:
-        self._server.close()
-        await asyncio.sleep(0.01)  # a connection accepted just now becomes a task in the next round of the loop
-        while serving := asyncio.all_tasks() - {asyncio.current_task()}:
-            for task in serving:
-                task.cancel()
-            await asyncio.gather(*serving, return_exceptions=True)
-            await asyncio.sleep(0.01)
-
-    def _judge(self, head: bytes) -> str:
-        """Write the request down and say what to do with its answer."""
+    def judge(self, head: bytes) -> str:
+        """Write a request down and say what to do with its answer."""
         method, target = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")[:2]
         request = Request(method, target, _header(head, "range"), "ok")
         with self._lock:
@@ -122,88 +104,125 @@ class FaultProxy:
             self._seen.append(request)
         return request.mode
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, one request, one answer."""
-        try:
-            head = await reader.readuntil(b"\r\n\r\n")
-            await self._answer(self._judge(head), head, reader, writer)
-        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
-            pass  # either side went away, or the proxy is being stopped
-        finally:
-            writer.close()
-            with contextlib.suppress(OSError, asyncio.CancelledError):
-                await writer.wait_closed()
+    def stop(self) -> None:
+        """End all connections and threads."""
+        self.stopping.set()
+        self._server.shutdown()
+        self._server.end_connections()
+        self._server.server_close()
+        self._thread.join()
 
-    async def _answer(self, mode: str, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+
+class _Server(socketserver.ThreadingTCPServer):
+    """Keeps track of its connections, so that none outlives a test."""
+
+    allow_reuse_address = True
+    request_queue_size = 128
+
+    def __init__(self, proxy: FaultProxy) -> None:
+        self.proxy = proxy
+        self._open: set[socket.socket] = set()
+        super().__init__(("127.0.0.1", 0), _Connection)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        self._open.discard(request)
+
+    def end_connections(self) -> None:
+        for connection in list(self._open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Connection(socketserver.BaseRequestHandler):
+    """One connection, one request, one answer."""
+
+    server: _Server
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):  # either side went away
+            head, rest = _read_head(self.request)
+            if head:
+                self._answer(self.server.proxy.judge(head), head, rest)
+
+    def _answer(self, mode: str, head: bytes, rest: bytes) -> None:
         if mode in ERRORS:
             status, code = ERRORS[mode]
             body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>spoiled</Message></Error>'
-            writer.write(_whole(status, body))
+            self.request.sendall(_whole(status, body))
         elif mode == "html503":
-            writer.write(_whole("503 Service Unavailable", "<html>", "text/html"))
+            self.request.sendall(_whole("503 Service Unavailable", "<html>", "text/html"))
         elif mode == "rst":
-            writer.transport.abort()
+            self._reset()
         elif mode == "stall":
-            await asyncio.sleep(self._stall)
+            self._wait(self.server.proxy.stall_seconds)
         else:
-            await self._forward(mode, head, reader, writer)
-        if not writer.transport.is_closing():
-            await writer.drain()
+            with socket.create_connection(self.server.proxy.upstream) as upstream:
+                self._forward(mode, head, rest, upstream)
 
-    async def _forward(
-        self, mode: str, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        up_reader, up_writer = await asyncio.open_connection(*self._upstream, limit=MAX_HEAD)
-        up_writer.write(_edited(head, connection="close"))
-        sending = asyncio.ensure_future(_copy(reader, up_writer))
-        try:
-            reply = await up_reader.readuntil(b"\r\n\r\n")
-            while reply.split(b" ", 2)[1].startswith(b"1"):  # 100 Continue
-                writer.write(reply)
-                reply = await up_reader.readuntil(b"\r\n\r\n")
-            await self._pass_on(mode, _edited(reply, connection="close"), up_reader, writer)
-        finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
-            up_writer.close()
-            with contextlib.suppress(OSError):
-                await up_writer.wait_closed()
+    def _wait(self, seconds: float) -> None:
+        self.server.proxy.stopping.wait(seconds)
 
-    async def _pass_on(
-        self, mode: str, reply: bytes, up_reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    def _reset(self) -> None:
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.request.close()
+
+    def _forward(self, mode: str, head: bytes, rest: bytes, upstream: socket.socket) -> None:
+        upstream.sendall(_edited(head, connection="close") + rest)
+        missing = int(_header(head, "content-length") or 0) - len(rest)
+        if missing > 0 and (_header(head, "expect") or "").lower() == "100-continue":
+            reply, body = _read_head(upstream)
+            if reply.split(b" ", 2)[1] != b"100":
+                self._pass_on(mode, reply, body, upstream)
+                return
+            self.request.sendall(reply)
+        while missing > 0 and (data := self.request.recv(BLOCK)):
+            upstream.sendall(data)
+            missing -= len(data)
+        self._pass_on(mode, *_read_head(upstream), upstream)
+
+    def _pass_on(self, mode: str, reply: bytes, first: bytes, upstream: socket.socket) -> None:
+        reply = _edited(reply, connection="close")
         half = int(_header(reply, "content-length") or 0) // 2
         if mode == "short":
-            body = (await up_reader.read(-1))[:half]
-            writer.write(_edited(reply, drop=("content-range", "etag"), content_length=str(len(body))) + body)
+            body = (first + b"".join(iter(lambda: upstream.recv(BLOCK), b"")))[:half]
+            self.request.sendall(_edited(reply, drop=("content-range", "etag"), content_length=str(len(body))) + body)
             return
-        if mode == "badrange":
-            reply = _moved(reply)
-        writer.write(reply)
+        self.request.sendall(_moved(reply) if mode == "badrange" else reply)
+        if mode == "flip" and not first:
+            first = upstream.recv(BLOCK)
+        if mode == "flip":
+            first = bytes([first[0] ^ 1]) + first[1:]
         sent = 0
-        while data := await up_reader.read(1000 if mode == "trickle" else BLOCK):
-            if mode == "flip" and not sent:
-                data = bytes([data[0] ^ 1]) + data[1:]
+        data = first or upstream.recv(BLOCK)
+        while data:
             if mode in ("trunc", "stallbody") and sent + len(data) > half:
-                writer.write(data[: half - sent])
-                await writer.drain()
+                self.request.sendall(data[: half - sent])
                 # The half must leave before the reset, which discards what is still queued.
-                await asyncio.sleep(self._stall if mode == "stallbody" else 0.05)
-                writer.transport.abort()
+                self._wait(self.server.proxy.stall_seconds if mode == "stallbody" else 0.05)
+                self._reset()
                 return
-            writer.write(data)
+            self.request.sendall(data)
             sent += len(data)
-            await writer.drain()
             if mode == "trickle":
-                await asyncio.sleep(0.1)
+                self._wait(0.1)
+            data = upstream.recv(1000 if mode == "trickle" else BLOCK)
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A request body, until the client stops sending."""
-    with contextlib.suppress(OSError):
-        while data := await reader.read(BLOCK):
-            writer.write(data)
-            await writer.drain()
+def _read_head(connection: socket.socket) -> tuple[bytes, bytes]:
+    """The head of a message, and what of its body came along; nothing if the other side closed."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        more = connection.recv(BLOCK)
+        if not more:
+            return b"", b""
+        data += more
+    head, gap, rest = data.partition(b"\r\n\r\n")
+    return head + gap, rest
 
 
 def _whole(status: str, body: str, kind: str = "application/xml") -> bytes:

@@ -1,0 +1,440 @@
+"""The kernels against an exact oracle, and the laws their results keep."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffai_dist.dtypes import DTYPES, Family, dtype_of
+from diffai_dist.kernels import comparable, measure, merge_moments, merge_shifts, tables
+from diffai_dist.partials import BLOCK, MOMENTS, SHIFT, empty
+
+NAMES = sorted(DTYPES)
+COUNTS = ("count", "finite", "nans", "posinfs", "neginfs", "zeros", "subnormals", "absmax_index")
+SUMS = ("d2", "d1", "a1", "b1", "aa", "bb")
+SPECIAL = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    1.5,
+    math.nan,
+    math.inf,
+    -math.inf,
+    2.0**-149,
+    -(2.0**-130),
+    2.0**-20,
+    448.0,
+    1e30,
+    1e6,
+]
+
+
+def integers(values) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+def rows(members, pairs=((0, 1),), *, cuts=(), base=0, lead=3, odd=()):
+    """Moments and shifts of members (dtype name, bytes) that lie `lead` bytes into an arena, cut into pieces there.
+
+    F4 members listed in `odd` lose their first nibble: they start in the middle of a byte.
+    """
+    arena, begins = bytes(lead), []
+    for index, (_, data) in enumerate(members):
+        begins.append(8 * len(arena) + 4 * (index in odd))
+        arena += data + bytes(3)
+    size = min(len(oracle.codes(name, data)) - (index in odd) for index, (name, data) in enumerate(members))
+    edges = [0, *cuts, size]
+    starts, counts = integers(edges[:-1]), np.diff(edges).astype(np.int64)
+    widths = integers([dtype_of(name).bits for name, _ in members])
+    codes = np.tile(integers([dtype_of(name).code for name, _ in members]), (starts.size, 1))
+    moments, shifts = empty(MOMENTS, (1, len(members))), empty(SHIFT, (1, len(pairs)))
+    bits = integers(begins) + starts[:, None] * widths
+    array = np.frombuffer(arena, np.uint8).copy()
+    measure(array, starts * 0, starts + base, counts, bits, codes, integers(pairs).reshape(-1, 2), moments, shifts)
+    return moments[0], shifts[0]
+
+
+def check_moments(row, name, data, base=0):
+    expected = oracle.moments(name, data, base)
+    for field in set(COUNTS) & set(expected):
+        assert row[field] == expected[field], field
+    if not expected.get("finite"):
+        return
+    for field in ("low", "high", "absmax"):
+        found = oracle.number(name, int(row[field]), magnitude=field == "absmax")
+        assert found == pytest.approx(expected[field], rel=1e-15 if name == "C64" and field == "absmax" else 0, abs=0)
+    size, mean = expected["abs_sum"], abs(expected["mean"])
+    assert row["abs_sum"] == pytest.approx(size, rel=1e-12, abs=1e-300)
+    assert abs(row["mean"] - expected["mean"]) <= 1e-12 * size / expected["finite"]
+    # The mean is known to 1e-16 of its size: spreads below 1e-8 of it lose digits, as in any float64 computation.
+    assert row["m2"] == pytest.approx(expected["m2"], rel=1e-12, abs=expected["finite"] * (1e-15 * mean) ** 2 + 1e-300)
+
+
+def check_shift(row, before, after, base=0):
+    expected = oracle.shift(before, after, base)
+    for field in set(SHIFT.names) & set(expected) - {*SUMS, "slope", "rest", "max_abs"}:
+        assert row[field] == expected[field], field
+    if not expected.get("both"):
+        return
+    same_integers = before[0] == after[0] and dtype_of(before[0]).family is Family.INTEGER
+    found = int(row["max_abs"]) if same_integers else oracle.number("F64", int(row["max_abs"]), magnitude=True)
+    assert found == pytest.approx(expected["max_abs"], rel=1e-15 if before[0] == "C64" else 0, abs=0)
+    for field in SUMS:
+        assert row[field] == pytest.approx(expected[field], rel=1e-12, abs=1e-300), field
+    scale = math.sqrt(expected["d2"] / expected["aa"]) if expected["aa"] else 0.0
+    assert abs(row["slope"] - expected["slope"]) <= 1e-12 * scale
+    # What is orthogonal to the baseline, against what moved: |rest error| / |d| to 1e-12 squares.
+    assert row["rest"] == pytest.approx(expected["rest"], rel=1e-11, abs=1e-14 * expected["d2"])
+
+
+def check(before, after, base=8192, **options):
+    moments, shifts = rows([before, after], base=base, **options)
+    for row, member in zip(moments, (before, after), strict=True):
+        check_moments(row, *member, base)
+    if comparable(dtype_of(before[0]), dtype_of(after[0])):
+        check_shift(shifts[0], before, after, base)
+    else:
+        assert shifts[0] == empty(SHIFT, ())
+
+
+def encoded(name: str, values) -> bytes:
+    """Floats as bytes of the dtype; integers wrap, F4 packs two elements to a byte."""
+    with np.errstate(all="ignore"):
+        if dtype_of(name).family is Family.COMPLEX:
+            return np.array(values, np.float32).repeat(2).tobytes()
+        if not name.startswith(("F", "BF")):
+            whole = [int(x) % 2**62 if math.isfinite(x) else 7 for x in values]
+            return np.array(whole, np.int64).astype(oracle.NUMPY[name]).tobytes()
+        codes = np.array(values, np.float64).astype(oracle.NUMPY[name])
+    if name != "F4":
+        return codes.tobytes()
+    nibbles = codes.view(np.uint8)[: len(codes) // 2 * 2]
+    return (nibbles[::2] | nibbles[1::2] << 4).tobytes()
+
+
+def noise(name: str, size: int, seed: int) -> bytes:
+    """Random values without, and codes with, everything a dtype can hold; F64 stays where squares fit."""
+    generator = np.random.default_rng(seed)
+    if name == "F64":
+        values = generator.standard_normal(size) * 10.0 ** generator.integers(-100, 100, size)
+        values[generator.random(size) < 0.05] = math.nan
+        values[generator.random(size) < 0.05] = -math.inf
+        return values.tobytes()
+    return generator.integers(0, 256, size * dtype_of(name).bits // 8, np.uint8).tobytes()
+
+
+def weights(size: int, seed: int) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal(size) * 0.02).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if DTYPES[name].bits <= 16])
+def test_every_code_decodes_to_its_value(name):
+    codes = np.arange(2 ** DTYPES[name].bits, dtype=np.uint32)
+    data = codes.astype(np.uint8 if DTYPES[name].bits <= 8 else np.uint16).tobytes()
+    if name == "F4":
+        data = bytes((code | code << 4) for code in range(16))
+        codes = codes.repeat(2)
+    for first in range(0, codes.size, 2):  # two elements at a time: min and max show them
+        width = 2 * DTYPES[name].bits // 8
+        piece = data[first // 2 * width :][:width]
+        row = rows([(name, piece)], ())[0][0]
+        good = [x for x in oracle.values(name, piece) if math.isfinite(x)]
+        assert row["finite"] == len(good)
+        assert row["nans"] == sum(map(math.isnan, oracle.values(name, piece)))
+        if good:
+            found = [oracle.key_number(int(row[field])) for field in ("low", "high")]
+            assert found == [min(good), max(good)]
+
+
+@pytest.mark.parametrize("name", sorted(tables.SMALL_FLOATS))
+def test_tables_give_every_code_a_pattern_of_its_own(name):
+    codes = 16 if name == "F4" else 256
+    assert len(set(tables.PATTERNS[DTYPES[name].code, :codes].tolist())) == codes
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if DTYPES[name].bits <= 16])
+def test_bits_differ_exactly_where_codes_differ(name):
+    """Against the code shifted by one, so that NaNs of other payloads are told apart, too."""
+    codes = np.arange(2 ** DTYPES[name].bits).astype(np.uint8 if DTYPES[name].bits <= 8 else np.uint16)
+    if name == "F4":
+        codes = np.arange(256, dtype=np.uint8)
+    before, after = (name, codes.tobytes()), (name, np.roll(codes, 1).tobytes())
+    assert rows([before, after])[1][0]["bits"] == oracle.shift(before, after)["bits"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [2, 16, 34, 4096, 5000])
+def test_all_codes_of_a_dtype_are_measured_as_the_oracle_does(name, size):
+    check((name, noise(name, size, 1)), (name, noise(name, size, 2)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_two_dtypes_are_compared_by_value(name):
+    values = [*SPECIAL, *range(-20, 20)]
+    for other in NAMES:
+        check((name, encoded(name, values)), (other, encoded(other, values)))
+        check((name, noise(name, 48, 3)), (other, noise(other, 48, 4)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(NAMES),
+    values=st.lists(st.sampled_from(SPECIAL) | st.floats(-1e5, 1e5, width=32), min_size=2, max_size=80),
+    moves=st.lists(st.sampled_from([0.0, 0.0, 1e-3, -2.0, math.nan]), min_size=80, max_size=80),
+)
+def test_special_values_are_measured_as_the_oracle_does(name, values, moves):
+    values = values[: len(values) // 2 * 2]
+    moved = [value + move for value, move in zip(values, moves, strict=False)]
+    check((name, encoded(name, values)), (name, encoded(name, moved)))
+
+
+@pytest.mark.parametrize(("centre", "spread"), [(1e6, 1e-6), (1e3, 1e-9), (-5.0, 0.0), (1.0, 1e-4), (0.0, 1.0)])
+def test_a_small_spread_about_a_large_mean_survives(centre, spread):
+    values = centre + spread * np.random.default_rng(1).standard_normal(3 * BLOCK + 77)
+    row = rows([("F64", values.tobytes())], ())[0][0]
+    expected = oracle.moments("F64", values.tobytes())
+    assert row["m2"] == pytest.approx(expected["m2"], rel=1e-6, abs=1e-30 * centre**2 * values.size)
+
+
+def test_values_beyond_the_range_of_squares_overflow_without_harm():
+    row = rows([("F64", np.full(40, 1e300).tobytes())], ())[0][0]
+    assert row["finite"] == 40
+    assert row["mean"] == pytest.approx(1e300)
+
+
+@pytest.mark.parametrize("name", ["I64", "U64"])
+def test_extremes_of_64_bit_integers_are_exact(name):
+    kind = oracle.NUMPY[name]
+    edges = [np.iinfo(kind).min, np.iinfo(kind).max, np.iinfo(kind).max - 1, 0, 1, 2**53 + 1]
+    before, after = np.array(edges, kind).tobytes(), np.array(edges[::-1], kind).tobytes()
+    check((name, before), (name, after))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "other", "twin", "changed"),
+    [
+        ("I64", 2**53 + 1, "F64", 2.0**53, 1),
+        ("I64", 2**53, "F64", 2.0**53, 0),
+        ("U64", 2**64 - 1, "F64", 2.0**64, 1),
+        ("U64", 2**63, "F64", 2.0**63, 0),
+        ("I64", -1, "U64", 2**64 - 1, 1),
+        ("U64", 7, "I64", 7, 0),
+        ("I64", -(2**63), "F32", -(2.0**63), 0),
+        ("U64", 0, "F32", -0.0, 0),
+        ("I64", 0, "F64", math.nan, 1),
+    ],
+)
+def test_64_bit_integers_against_other_dtypes_change_exactly(name, value, other, twin, changed):
+    sides = [(name, oracle.NUMPY[name](value).tobytes()), (other, oracle.NUMPY[other](twin).tobytes())]
+    for before, after in (sides, sides[::-1]):
+        assert rows([before, after])[1][0]["changed"] == changed
+
+
+def test_bytes_without_a_decoder_are_only_counted():
+    moments, shifts = rows([("F6_E2M3", bytes(range(200))), ("F6_E2M3", bytes(range(199)) + b"\0")])
+    expected, change = empty(MOMENTS, (2,)), empty(SHIFT, (1,))
+    expected["count"] = change["count"] = 200
+    change["changed"] = change["bits"] = 1
+    assert (moments == expected).all()
+    assert (shifts == change).all()
+
+
+@pytest.mark.parametrize("odd", [(0,), (1,), (0, 1)])
+def test_a_tensor_may_start_in_the_middle_of_a_byte(odd):
+    data = noise("F4", 5000, 5)
+    whole = oracle.nibbles(data)
+    moments, shifts = rows([("F4", data), ("F4", data)], odd=odd)
+    for index in (0, 1):
+        # An odd start drops a nibble; the oracle takes one byte per element here, as both share the table.
+        kept = whole[1:] if index in odd else whole[:-1]
+        values = np.array([tables.small_float(code, 2, 1, 1) for code in kept])
+        assert moments[index]["count"] == 4999
+        assert moments[index]["zeros"] == (values == 0).sum()
+        assert moments[index]["abs_sum"] == np.abs(values).sum()
+    if len(odd) == 2:
+        assert shifts[0]["changed"] == 0
+    else:
+        assert shifts[0]["bits"] == sum(x != y for x, y in zip(whole, whole[1:], strict=False))
+
+
+@pytest.mark.parametrize("name", [*NAMES, "F6_E3M2"])
+def test_cutting_into_pieces_changes_no_bit(name):
+    members = [(name, noise(name, 5 * BLOCK + 18, seed)) for seed in (1, 2)]
+    whole = rows(members)
+    for cuts in ([BLOCK], [2 * BLOCK, 3 * BLOCK], [BLOCK * k for k in range(1, 6)], [0, 4 * BLOCK, 4 * BLOCK]):
+        cut = rows(members, cuts=cuts)
+        assert [part.tobytes() for part in cut] == [part.tobytes() for part in whole]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pair_has_the_same_bits_alone_and_in_a_group(name):
+    one, two, three = ((name, noise(name, 9000, seed)) for seed in (1, 2, 3))
+    alone, shift = rows([one, three])
+    group, shifts = rows([one, two, three], [(0, 1), (0, 2), (1, 2), (2, 0)])
+    assert alone[1].tobytes() == group[2].tobytes()
+    assert shift[0].tobytes() == shifts[1].tobytes()
+
+
+@pytest.mark.parametrize("name", [*NAMES, "F6_E2M3"])
+def test_equal_blocks_give_the_bits_of_the_full_path(name):
+    """Between lone members nothing is known to be equal; the pair with itself is settled by its bytes."""
+    data = (name, noise(name, 2 * BLOCK + 50, 7))
+    lone = rows([data], ())[0][0]
+    moments, shifts = rows([data, data, data], [(1, 2), (0, 2)])
+    assert {row.tobytes() for row in moments} == {lone.tobytes()}
+    assert shifts[0].tobytes() == shifts[1].tobytes()
+    if name not in ("F6_E2M3", "C64"):
+        check_shift(shifts[0], data, data)
+
+
+def test_an_equal_pair_measured_the_full_way_has_the_same_bits():
+    """F4 that starts in the middle of a byte cannot be settled by its bytes."""
+    data = noise("F4", 9000, 8)
+    fast = rows([("F4", data[:-1]), ("F4", data[:-1])])
+    late = bytes(a >> 4 | (b & 15) << 4 for a, b in zip(b"\0" + data, data, strict=False))
+    slow = rows([("F4", late), ("F4", late)], odd=(0, 1))
+    assert slow[0]["count"][0] == fast[0]["count"][0] + 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_of_parts_merge_to_the_row_of_the_whole(name):
+    before, after = noise(name, 6 * BLOCK, 9), noise(name, 6 * BLOCK, 10)
+    width = DTYPES[name].bits * BLOCK // 8
+    parts = [
+        rows([(name, side[k * width : (k + 1) * width]) for side in (before, after)], base=k * BLOCK) for k in range(6)
+    ]
+    while len(parts) > 1:
+        for left, right in zip(parts[::2], parts[1::2], strict=False):
+            merge_moments(left[0], right[0])
+            merge_shifts(left[1], right[1])
+        parts = parts[::2]
+    whole = rows([(name, before), (name, after)])
+    for merged, direct in zip(parts[0], whole, strict=True):
+        for field in direct.dtype.names:
+            if direct.dtype[field].kind == "f":
+                scale = np.sqrt(direct["m2"] / direct["finite"]) if field == "mean" else 0.0
+                np.testing.assert_allclose(merged[field], direct[field], rtol=1e-12, atol=1e-12 * np.max(scale))
+            else:
+                assert (merged[field] == direct[field]).all(), field
+
+
+def test_empty_rows_are_neutral_on_both_sides():
+    moments, shifts = rows([("F32", weights(300, 1).tobytes()), ("F32", weights(300, 2).tobytes())])
+    for merge, full in ((merge_moments, moments), (merge_shifts, shifts)):
+        left, right = empty(full.dtype, full.shape), full.copy()
+        merge(left, full)
+        merge(right, empty(full.dtype, full.shape))
+        assert left.tobytes() == full.tobytes() == right.tobytes()
+
+
+def test_rows_merge_in_place_in_any_layout():
+    moments, _ = rows([("F32", weights(300, 1).tobytes()), ("F32", weights(300, 2).tobytes())])
+    grid = np.repeat(moments, 6).reshape(2, 6)
+    expected = grid.copy()
+    merge_moments(expected, grid)
+    strided = np.zeros((2, 12), MOMENTS)[:, ::2]
+    strided[...] = grid
+    merge_moments(strided, grid)
+    assert strided.tobytes() == expected.tobytes()
+    with pytest.raises(ValueError, match="cannot be merged"):
+        merge_moments(grid, grid[:1])
+
+
+def test_an_absent_member_adds_nothing():
+    data = weights(64, 1).tobytes()
+    moments, shifts = empty(MOMENTS, (2, 2)), empty(SHIFT, (2, 1))
+    bits, codes, one = integers([[0, -1], [0, 0]]), integers([[0, 0], [0, 0]]), integers([64, 64])
+    arena = np.frombuffer(data, np.uint8)
+    measure(arena.copy(), integers([0, 1]), one * 0, one, bits, codes, integers([[0, 1]]), moments, shifts)
+    assert moments["count"].tolist() == [[64, 0], [64, 64]]
+    assert shifts["count"].tolist() == [[0], [64]]
+    assert moments[0, 0] == moments[1, 1]
+
+
+def test_a_piece_outside_the_arena_is_refused():
+    one, rows_of = integers([0]), empty(MOMENTS, (1, 1))
+    with pytest.raises(ValueError, match="outside the arena"):
+        measure(
+            np.zeros(63, np.uint8), one, one, integers([16]), integers([[0]]), integers([[0]]),
+            np.zeros((0, 2), np.int64), rows_of, empty(SHIFT, (1, 0)),
+        )  # fmt: skip
+
+
+def test_a_multiple_of_the_baseline_has_no_angle():
+    """d is half of a, exactly in float64 and nearly in float32: the rest is rounding noise, not a lost difference."""
+    baseline = weights(50_000, 3)
+    candidate = (baseline * np.float32(1.5)).astype(np.float32)
+    before, after = ("F32", baseline.tobytes()), ("F32", candidate.tobytes())
+    row = rows([before, after])[1][0]
+    expected = oracle.shift(before, after)
+    assert row["rest"] == pytest.approx(expected["rest"], rel=1e-9)
+    assert row["rest"] / row["bb"] < 1e-14
+
+
+FINGERPRINT = """
+import hashlib, sys
+sys.path.insert(0, sys.argv[1])
+import test_kernels
+print(test_kernels.fingerprint())
+"""
+
+
+def fingerprint() -> str:
+    """Digest of the rows of all dtypes, over whole and cut vectors, with and without non-finite values."""
+    digest = hashlib.sha256()
+    for name in NAMES:
+        for part in rows([(name, noise(name, 2 * BLOCK + 38, seed)) for seed in (1, 2)]):
+            digest.update(part.tobytes())
+    plain = [("F32", weights(70_000, seed).tobytes()) for seed in (1, 2)]
+    biased = [("F64", (weights(70_000, seed) + 1e3).astype(np.float64).tobytes()) for seed in (1, 2)]
+    for part in (*rows(plain), *rows(biased), *rows([plain[0], biased[1]])):
+        digest.update(part.tobytes())
+    return digest.hexdigest()
+
+
+def run(code: str, **environment: str) -> str:
+    """The output of Python code in a process of its own."""
+    tests = os.path.dirname(__file__)
+    arguments = [sys.executable, "-W", "error", "-c", code, tests]
+    process = subprocess.run(arguments, env=os.environ | environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
+
+
+@pytest.mark.slow
+def test_a_processor_without_wide_vectors_gives_the_same_bits(tmp_path):
+    environment = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    assert run(FINGERPRINT, **environment) == fingerprint()
+
+
+@pytest.mark.slow
+def test_kernels_work_where_nothing_can_be_cached(tmp_path):
+    (tmp_path / "file").touch()
+    code = """
+import numpy.testing, diffai_dist.kernels as kernels
+kernels.warm()
+from diffai_dist.kernels.blocks import join_all_moments
+print(join_all_moments.stats.cache_misses, join_all_moments.stats.cache_hits)
+"""
+    run(code, NUMBA_CACHE_DIR=str(tmp_path / "file" / "below"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_importing_compiles_nothing():
+    code = """
+import sys, diffai_dist.kernels
+assert "numba" not in sys.modules
+import diffai_dist.kernels.blocks as blocks
+print(len(blocks.measure_pieces.signatures))
+"""
+    assert run(code) == "0"
