@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffai_dist.pipeline import Report, compare
     from diffai_dist.errors import DiffaiError
+    from diffai_dist.pipeline import Report, compare
 
 __all__ = ["DiffaiError", "Report", "compare"]
 

@@ -22,7 +22,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor as its checkpoint stores it: `shape` counts logical elements, `spans` are its parts in scheme order."""
+    """One tensor as its checkpoint stores it: `shape` counts logical elements, `spans` lie in scheme order."""
 
     name: str
     dtype: str

@@ -16,8 +16,9 @@ import click
 from diffai_dist.errors import DiffaiError, UsageError
 
 if TYPE_CHECKING:
-    from diffai_dist.pipeline import OnProgress, Report, Settings
+    from diffai_dist.pipeline import OnProgress, Report
     from diffai_dist.plan import Plan
+    from diffai_dist.run import Settings
     from diffai_dist.storage import Profile
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -197,8 +198,8 @@ diffai = click.command("diffai", context_settings=commands.context_settings)(
 def _settings(options: dict[str, Any]) -> Settings:
     from diffai_dist.analyses import ANALYSES
     from diffai_dist.cluster import Place, memory_bytes
-    from diffai_dist.pipeline import Settings
     from diffai_dist.comparison import Selection
+    from diffai_dist.run import Settings
 
     if options["workers"] and options["scheduler"]:
         raise UsageError("--workers starts a cluster, --scheduler joins one: give one of them")
@@ -207,7 +208,13 @@ def _settings(options: dict[str, Any]) -> Settings:
         options["epsilon"],
         tuple(name for name in ANALYSES if options[f"analysis_{name}"]),
         _profile(options),
-        Place(options["workers"], options["scheduler"], options["threads"], options["memory_limit"], bool(options["verbose"])),
+        Place(
+            options["workers"],
+            options["scheduler"],
+            options["threads"],
+            options["memory_limit"],
+            bool(options["verbose"]),
+        ),
         memory_bytes(options["unit_size"]),
     )
 
@@ -328,8 +335,8 @@ def _say_on_stderr(report: Report, output: str, target: _Target) -> None:
 @click.option("--no-color", is_flag=True, help="No colours (also NO_COLOR).")
 def inspect(checkpoint: str, output: str, no_color: bool, **options: Any) -> int:
     """List a checkpoint's tensors, shapes, dtypes, bytes and metadata, from its headers alone."""
-    from diffai_dist.pipeline import open_members
     from diffai_dist.inspection import as_document, as_text
+    from diffai_dist.pipeline import open_members
 
     opened = open_members([checkpoint], _profile(options))
     if (member := opened.members[0]) is not None:
@@ -348,9 +355,9 @@ def inspect(checkpoint: str, output: str, no_color: bool, **options: Any) -> int
 def plan(baseline: str, candidate: str, output: str, **options: Any) -> int:
     """Say what a comparison would read: tensors, bytes, units, peak memory, problems. Reads headers, no weights."""
     from diffai_dist.cluster import Place, memory_bytes
-    from diffai_dist.pipeline import fit_place, open_members
     from diffai_dist.comparison import Selection
     from diffai_dist.inspection import plan_document, plan_text
+    from diffai_dist.pipeline import fit_place, open_members
     from diffai_dist.plan import make_plan
 
     opened = open_members([baseline, candidate], _profile(options))

@@ -44,7 +44,7 @@ class Aligned:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which tensors take part: all whose name an `include` glob matches and no `exclude` glob or `ignore` pattern does."""
+    """Which tensors take part: those an `include` glob matches, and no `exclude` glob or `ignore` pattern."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,7 @@ def initial() -> Weights:
     """Weights before training: He initialisation, a fixed seed."""
     generator = np.random.default_rng(1)
     weights: Weights = {}
-    for layer, (fan_in, fan_out) in enumerate(zip(SIZES, SIZES[1:], strict=False), start=1):
+    for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(SIZES), start=1):
         weights[f"fc{layer}.weight"] = generator.normal(0, np.sqrt(2 / fan_in), (fan_out, fan_in)).astype(np.float32)
         weights[f"fc{layer}.bias"] = np.zeros(fan_out, np.float32)
     return weights

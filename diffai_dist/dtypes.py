@@ -70,6 +70,6 @@ def dtype_of(name: str) -> DType:
 
 
 def comparable(a: DType, b: DType) -> bool:
-    """Whether elements of the two can be compared as values; dtypes without a decoder only byte by byte with their like."""
+    """Whether elements of the two have common values; dtypes without a decoder are bytes, comparable with bytes."""
     special = {Family.COMPLEX, Family.BYTES}
     return a.family == b.family or not special & {a.family, b.family}

@@ -1,17 +1,17 @@
 """What can go wrong, as a tree; each branch knows its code and the exit code it ends in.
 
-    DiffaiError 4                 a bug or something unforeseen
-    ├── UsageError 2              the command line or a setting is wrong: nothing was read
-    ├── ClusterError 4            scheduler or workers lost, or unfit
-    ├── StoreError 4              the report store cannot be read or written
-    └── CheckpointError 3         one object cannot be used; the rest goes on
-        ├── Unreadable            missing, forbidden, unreachable, not a regular file
-        ├── UnknownFormat         not a checkpoint; says what it is
-        ├── BadHeader             a safetensors header that breaks the format
-        ├── BadIndex              an index file that breaks the format or leaves its folder
-        ├── MissingShard          the index and the files disagree
-        ├── SourceChanged         the object is not the one that was pinned
-        └── ShortRead             fewer or other bytes came back than were asked for
+DiffaiError 4                 a bug or something unforeseen
+├── UsageError 2              the command line or a setting is wrong: nothing was read
+├── ClusterError 4            scheduler or workers lost, or unfit
+├── StoreError 4              the report store cannot be read or written
+└── CheckpointError 3         one object cannot be used; the rest goes on
+    ├── Unreadable            missing, forbidden, unreachable, not a regular file
+    ├── UnknownFormat         not a checkpoint; says what it is
+    ├── BadHeader             a safetensors header that breaks the format
+    ├── BadIndex              an index file that breaks the format or leaves its folder
+    ├── MissingShard          the index and the files disagree
+    ├── SourceChanged         the object is not the one that was pinned
+    └── ShortRead             fewer or other bytes came back than were asked for
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import mmap
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -291,14 +291,15 @@ def lost(unit: Unit, reason: str) -> Outcome:
     )
 
 
-def merge_tree(rows: np.ndarray, merge) -> np.ndarray:  # type: ignore[no-untyped-def]
+def merge_tree(rows: np.ndarray, merge: Callable[[np.ndarray, np.ndarray], None]) -> np.ndarray:
     """Merge neighbours, level by level, the odd one carried up: the tree depends on the number of rows alone."""
     while len(rows) > 1:
         left, right = rows[::2].copy(), rows[1::2]
         merged = left[: len(right)]
         merge(merged, np.ascontiguousarray(right))
         rows = left
-    return rows[0]
+    top: np.ndarray = rows[0]
+    return top
 
 
 class Folder:
@@ -338,7 +339,7 @@ class Folder:
         self._settle(self.tensor[lane : lane + 1], moments[None], shifts[None])
 
     def _settle(self, tensors: np.ndarray, moments: np.ndarray, shifts: np.ndarray) -> None:
-        """Write finished rows; members of other shapes have a lane of their own, so only what was counted is written."""
+        """Write finished rows; a member of another shape has a lane of its own, so only what was counted is written."""
         for table, rows in ((self.moments, moments), (self.shifts, shifts)):
             row, column = np.nonzero(rows["count"])
             table[tensors[row], column] = rows[row, column]

@@ -63,7 +63,8 @@ def as_text(document: Mapping[str, Any]) -> Iterator[str]:
         by_dtype[tensor["dtype"]] += tensor["bytes"]
     dtypes = ", ".join(f"{escape(dtype)} {size(nbytes)}" for dtype, nbytes in by_dtype.most_common())
     total = size(sum(by_dtype.values()))
-    yield f"{count(len(tensors))} tensors in {count(len(document['objects']))} objects, {total}{': ' if dtypes else ''}{dtypes}\n"
+    found = f"{count(len(tensors))} tensors in {count(len(document['objects']))} objects, {total}"
+    yield f"{found}: {dtypes}\n" if dtypes else f"{found}\n"
 
 
 def plan_document(plan: Plan, place: Place, opened: Opened) -> dict[str, Any]:

@@ -88,8 +88,9 @@ def _record(
 ) -> TensorRecord:
     baseline, candidate = (side[0] if side else None for side in sides)
     if failure is not None:
-        bare = [Side(side.dtype, side.shape) if side else None for side in (baseline, candidate)]
-        return TensorRecord(tensor.name, "failed", *bare, None, failure.sentence())
+        before = Side(baseline.dtype, baseline.shape) if baseline else None
+        after = Side(candidate.dtype, candidate.shape) if candidate else None
+        return TensorRecord(tensor.name, "failed", before, after, None, failure.sentence())
     reason = "; ".join(dict.fromkeys(side[1] for side in sides if side and side[1])) or None
     if baseline is None or candidate is None:
         return TensorRecord(tensor.name, "added" if baseline is None else "removed", baseline, candidate, None, reason)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from diffai_dist import storage
@@ -18,11 +16,11 @@ from diffai_dist.comparison import Comparison, Pair, Selection, compare_members
 from diffai_dist.errors import CheckpointError, Failure, UsageError
 from diffai_dist.execute import Folder, lost, measure
 from diffai_dist.formats import open_checkpoint
-from diffai_dist.partials import ALGORITHM
-from diffai_dist.plan import Plan, make_plan
 from diffai_dist.judging import coverage, tensor_records
+from diffai_dist.plan import Plan, make_plan
 from diffai_dist.records import Coverage, Finding, Measurements, Result
 from diffai_dist.report import as_records
+from diffai_dist.run import Run, Settings
 from diffai_dist.storage import Profile
 
 if TYPE_CHECKING:
@@ -33,29 +31,6 @@ log = logging.getLogger(__name__)
 
 # Called with the bytes, the tensors and the failures that a unit settled, and the requests repeated so far.
 OnProgress = Callable[[int, int, int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Everything about a comparison but its members: what takes part, how it is judged, where it runs."""
-
-    selection: Selection = Selection()
-    epsilon: float | None = None
-    analyses: tuple[str, ...] = ()
-    profile: Profile = Profile()
-    place: Place = Place()
-    unit_bytes: int | None = None
-
-    def digest_part(self) -> dict[str, Any]:
-        """What decides the result: not the place, not the size of units."""
-        return {
-            "include": list(self.selection.include),
-            "exclude": list(self.selection.exclude),
-            "ignore_keys_regex": self.selection.ignore,
-            "epsilon": self.epsilon,
-            "analyses": list(self.analyses),
-            "algorithm": ALGORITHM,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +94,9 @@ def fit_place(plan: Plan, place: Place) -> Place:
         return place
     fitting = [threads for threads in range(1, place.threads_here + 1) if plan.peak_memory(threads) <= limit]
     if not fitting:
-        raise UsageError(f"--memory-limit {place.memory_limit} is less than the {plan.peak_memory(1):,} bytes one thread needs")
+        raise UsageError(
+            f"--memory-limit {place.memory_limit} is less than the {plan.peak_memory(1):,} bytes one thread needs"
+        )
     return replace(place, threads=fitting[-1])
 
 
@@ -139,22 +116,8 @@ def judge(opened: Opened, measured: Measurements | None, settings: Settings) -> 
     return Result(baseline, candidate, records, failures, analyses, covered, warnings)
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Run):
     """A finished comparison: rows and columns of what was found."""
-
-    result: Result
-    plan: Plan | None
-    measurements: Measurements | None = field(repr=False)
-    settings: Settings
-
-    @property
-    def run(self) -> str:
-        """Identity of the run: a digest of the pinned members and of the settings that decide the result."""
-        members = self.plan.comparison.members if self.plan else ()
-        pinned = [[(source.url, source.size, source.version) for source in member.sources] for member in members]
-        described = [pinned, [self.result.baseline, self.result.candidate], self.settings.digest_part()]
-        return hashlib.blake2b(json.dumps(described).encode(), digest_size=8).hexdigest()
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -181,7 +144,7 @@ class Report:
         """All tensors, identical ones too, as an Arrow table: one row each, one column per statistic."""
         from diffai_dist.store import tensor_table
 
-        return tensor_table(self.result, self.run)
+        return tensor_table(self.result, self.id)
 
     def to_arrow(self) -> pyarrow.Table:
         """The same as `tensors`."""
@@ -196,12 +159,6 @@ class Report:
         from diffai_dist.store import run_document
 
         return run_document(self)
-
-    def exit_code(self, differences_count: bool = False) -> int:
-        """0 done, 1 when something differs and that counts, 3 when something could not be read."""
-        if differences_count and self.result.differs:
-            return 1
-        return 0 if self.result.complete else CheckpointError.exit_code
 
 
 def run_comparison(
@@ -237,8 +194,8 @@ def compare(
 ) -> Report:
     """Compare two checkpoints and return the report; the same as `diffai-dist compare`.
 
-    `storage_options` takes `endpoint_url`, `anon` and `name` (of an AWS profile); secrets come from the environment. Raises
-    UsageError, ClusterError or StoreError; what could not be read is in `failures` of the report.
+    `storage_options` takes `endpoint_url`, `anon` and `name` (of an AWS profile); secrets come from the environment.
+    Raises UsageError, ClusterError or StoreError; what could not be read is in `failures` of the report.
     """
     unknown = [name for name in analyses if name not in ANALYSES]
     if unknown:

@@ -26,12 +26,12 @@ from diffai_dist import storage
 from diffai_dist.errors import StoreError
 from diffai_dist.partials import ALGORITHM
 from diffai_dist.records import SCHEMA_VERSION, Change, Finding, Measurements, Result, Side
+from diffai_dist.run import Run
 from diffai_dist.storage import Profile
 
 if TYPE_CHECKING:
     import pyarrow
 
-    from diffai_dist.pipeline import Report
 
 COUNTS = ("count", "absmax_index", "zeros", "subnormals", "nans", "posinfs", "neginfs", "max_abs_index")
 
@@ -84,13 +84,13 @@ def _utf8(text: str | None) -> str | None:
     return None if text is None else text.encode("utf-8", "backslashreplace").decode()
 
 
-def run_document(report: Report) -> dict[str, Any]:
+def run_document(run: Run) -> dict[str, Any]:
     """What a run was and how it ended; `environment` is the only part that may differ between equal runs."""
-    result, plan = report.result, report.plan
+    result, plan = run.result, run.plan
     members = plan.comparison.members if plan else ()
     return {
         "schema_version": SCHEMA_VERSION,
-        "run": report.run,
+        "run": run.id,
         "comparison": {
             "members": [
                 {
@@ -106,13 +106,13 @@ def run_document(report: Report) -> dict[str, Any]:
             ],
             "pairs": [[result.baseline, result.candidate]],
         },
-        "settings": report.settings.digest_part(),
+        "settings": run.settings.digest_part(),
         "coverage": _plain(result.coverage),
         "statuses": statuses(result),
         "failures": [_plain(failure) for failure in result.failures],
         "analyses": [_plain(analysis) for analysis in result.analyses],
         "warnings": list(result.warnings),
-        "exit_code": report.exit_code(),
+        "exit_code": run.exit_code(),
         "environment": {
             "diffai_dist": version("diffai-dist"),
             "numpy": version("numpy"),
@@ -141,20 +141,20 @@ class ReportStore:
     url: str
     profile: Profile
 
-    def save(self, report: Report) -> str:
+    def save(self, run: Run) -> str:
         """Keep a finished run; returns its name. A complete run that is already there is left as it is."""
-        name, attempt = report.run, 1
+        name, attempt = run.id, 1
         while (marker := self.marker(name)) is not None:
             if marker["complete"]:
                 return name
             attempt += 1
-            name = f"{report.run}-{attempt}"
-        document = run_document(report) | {"run": name}
+            name = f"{run.id}-{attempt}"
+        document = run_document(run) | {"run": name}
         plan = {key: document[key] for key in ("schema_version", "run", "comparison", "settings")}
-        parts = [self._json(f"runs/{name}/plan.json", plan), *self._measurements(report)]
-        parts += self._tables(report, name, document)
+        parts = [self._json(f"runs/{name}/plan.json", plan), *self._measurements(run)]
+        parts += self._tables(run, name, document)
         parts.append(self._json(f"runs/{name}/run.json", document))
-        success = {"schema_version": SCHEMA_VERSION, "run": name, "complete": report.result.complete, "parts": parts}
+        success = {"schema_version": SCHEMA_VERSION, "run": name, "complete": run.result.complete, "parts": parts}
         self._json(f"runs/{name}/_SUCCESS.json", success)
         return name
 
@@ -192,12 +192,12 @@ class ReportStore:
         pyarrow.parquet.write_table(table, buffer, compression="zstd")
         return self._write(path, buffer.getvalue())
 
-    def _measurements(self, report: Report) -> Iterable[dict[str, Any]]:
+    def _measurements(self, run: Run) -> Iterable[dict[str, Any]]:
         """The merged partials, by what they were measured of: a later run can take them from here."""
-        measured = report.measurements
+        measured = run.measurements
         if measured is None or measured.failures:
             return
-        members, selection = measured.comparison.members, report.settings.digest_part()
+        members, selection = measured.comparison.members, run.settings.digest_part()
         pinned = [[(source.url, source.size, source.version) for source in member.sources] for member in members]
         for index in range(len(members)):
             table = partial_table(measured, measured.moments[:, index])
@@ -207,11 +207,11 @@ class ReportStore:
             key = measurement_key([pinned[pair.baseline], pinned[pair.candidate]], selection)
             yield self._parquet(f"measurements/{key}.parquet", table)
 
-    def _tables(self, report: Report, run: str, document: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    def _tables(self, run: Run, name: str, document: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
         day = document["environment"]["written"][:10]
-        for table, content in tables(report.result, run, document).items():
+        for table, content in tables(run.result, name, document).items():
             digest = hashlib.blake2b(repr(content.to_pydict()).encode("utf-8", "replace"), digest_size=8).hexdigest()
-            yield self._parquet(f"tables/{table}/date={day}/{run}-{digest}.parquet", content)
+            yield self._parquet(f"tables/{table}/date={day}/{name}-{digest}.parquet", content)
 
 
 def measurement_key(pinned: Sequence[object], selection: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ import itertools
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from servers.faultproxy import FaultProxy
 from servers.moto import serve_moto
 from servers.s3server import S3Server

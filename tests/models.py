@@ -58,7 +58,9 @@ def perturbed(arrays: Mapping[str, np.ndarray], seed: int = 1) -> Arrays:
 def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> Path:
     """One file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}, str(path), metadata)
+    save_file(
+        {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}, str(path), metadata
+    )
     return path
 
 

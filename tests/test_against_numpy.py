@@ -6,12 +6,12 @@ import importlib.util
 import math
 from pathlib import Path
 
-import checkpoints
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import checkpoints
 import models
 from diffai_dist.dtypes import DTYPES
 from diffai_dist.pipeline import compare
@@ -177,7 +177,9 @@ def test_every_code_of_every_dtype(tmp_path: Path, dtype: str) -> None:
     record = records(*paths)["w"]
     tiny = DTYPES[dtype].smallest_normal
     with np.errstate(invalid="ignore"):  # signalling NaNs among the codes
-        plain = [x.view(np.uint8) if dtype == "BOOL" else x if x.dtype.kind in "iu" else x.astype(np.float64) for x in (a, b)]
+        plain = [
+            x.view(np.uint8) if dtype == "BOOL" else x if x.dtype.kind in "iu" else x.astype(np.float64) for x in (a, b)
+        ]
     check_side(record.baseline, plain[0], tiny)
     check_side(record.candidate, plain[1], tiny)
     if DTYPES[dtype].family.name != "INTEGER":

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from results import HOSTILE, change, measured, member, of, side, tensor
 
 from diffai_dist.analyses import ANALYSES, NOT_YET, change_summary, roles, sort_by_change
 from diffai_dist.analyses.change_summary import ChangeSummary, cosine_distance
@@ -27,6 +26,7 @@ from diffai_dist.analyses.sums import Shift, shifts_of
 from diffai_dist.comparison import Pair, compare_members
 from diffai_dist.partials import SHIFT, empty
 from diffai_dist.records import AnalysisRecord, Measurements, TensorRecord
+from results import HOSTILE, change, measured, member, of, side, tensor
 
 ANY_TEXT = st.text(st.characters(), max_size=40)
 SHARED = Path(os.environ.get("DIFFAI_DIST_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "real-indexes"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,12 +106,16 @@ def running(tmp_path: Path) -> Iterator[tuple[Path, list[subprocess.Popen[bytes]
     """A scheduler and two workers as processes of their own; the scheduler file tells where."""
     place = tmp_path / "scheduler.json"
     log = (tmp_path / "log").open("wb")
-    common = {"stdout": log, "stderr": log, "env": os.environ | {"PYTHONPATH": str(Path(__file__).parent)}}
-    python = [sys.executable, "-W", "ignore", "-m", "dask"]
-    processes = [
-        subprocess.Popen([*python, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(place)], **common),  # type: ignore[call-overload]
-        *(subprocess.Popen([*python, "worker", "--scheduler-file", str(place), "--nthreads", "1", "--no-dashboard"], **common) for _ in range(2)),  # type: ignore[call-overload]
-    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+
+    def start(*arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-W", "ignore", "-m", "dask", *arguments, "--scheduler-file", str(place)]
+        return subprocess.Popen([*command, "--no-dashboard"], stdout=log, stderr=log, env=environment)
+
+    processes = [start("scheduler", "--host", "127.0.0.1", "--port", "0")]
+    processes += [start("worker", "--nthreads", "1") for _ in range(2)]
+    while not place.exists():
+        time.sleep(0.05)
     yield place, processes
     for process in reversed(processes):
         process.terminate()
@@ -121,12 +127,7 @@ def running(tmp_path: Path) -> Iterator[tuple[Path, list[subprocess.Popen[bytes]
 def test_a_running_scheduler_is_joined_by_file_address_or_environment(
     running: tuple[Path, list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import json
-    import time
-
     place = running[0]
-    while not place.exists():
-        time.sleep(0.05)
     address = json.loads(place.read_text())["address"]
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", address)
     for scheduler in (str(place), address, "env"):
@@ -135,15 +136,12 @@ def test_a_running_scheduler_is_joined_by_file_address_or_environment(
 
 
 def test_a_lost_scheduler_is_a_cluster_error(running: tuple[Path, list[Any]]) -> None:
-    import time
-
-    while not running[0].exists():
-        time.sleep(0.05)
-    with pytest.raises(ClusterError, match="scheduler"), engine(Place(scheduler=str(running[0])), lost) as run:
+    with engine(Place(scheduler=str(running[0])), lost) as run:
         outcomes = run(number, jobs(100_000))
         next(outcomes)
         running[1][0].kill()
-        list(outcomes)
+        with pytest.raises(ClusterError, match="scheduler"):
+            list(outcomes)
 
 
 def test_no_scheduler_address_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

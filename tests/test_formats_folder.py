@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from checkpoints import write_sharded, write_sparse
 
+from checkpoints import write_sharded, write_sparse
 from diffai_dist.errors import CheckpointError, MissingShard, UnknownFormat, Unreadable, UsageError
 from diffai_dist.formats import open_checkpoint
 from diffai_dist.formats.folder import Layout, choose

@@ -8,10 +8,10 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from checkpoints import head, write_head, write_sharded, write_sparse
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checkpoints import head, write_head, write_sharded, write_sparse
 from diffai_dist import formats
 from diffai_dist.checkpoint import Checkpoint
 from diffai_dist.errors import BadHeader, BadIndex, CheckpointError, MissingShard, UnknownFormat, Unreadable

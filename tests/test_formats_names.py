@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from checkpoints import write_sparse
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checkpoints import write_sparse
 from diffai_dist.formats import open_checkpoint
 from diffai_dist.formats.names import listed, lookalikes, quoted, shown
 from diffai_dist.storage import Profile

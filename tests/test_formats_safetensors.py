@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoints import entries, head, write_data, write_head, write_sparse
 
+from checkpoints import entries, head, write_data, write_head, write_sparse
 from diffai_dist.dtypes import BITS
 from diffai_dist.errors import BadHeader, UnknownFormat
 from diffai_dist.formats import open_checkpoint

@@ -20,9 +20,10 @@ from diffai_dist.comparison import Pair, compare_members
 from diffai_dist.execute import Folder, measure
 from diffai_dist.formats import open_checkpoint
 from diffai_dist.judging import tensor_records
-from diffai_dist.pipeline import Report, Settings, compare, run_comparison
+from diffai_dist.pipeline import Report, compare, run_comparison
 from diffai_dist.plan import Plan, make_plan
 from diffai_dist.report import RENDERERS, View
+from diffai_dist.run import Settings
 from diffai_dist.storage import Profile
 from diffai_dist.store import tensor_table
 
@@ -142,7 +143,15 @@ def test_self_comparison_and_symmetry(pair: tuple[Path, Path]) -> None:
     for one, other in zip(forward.tensors, backward.tensors, strict=True):
         assert one.baseline == other.candidate
         if one.change and other.change:
-            for key in ("l2", "max_abs", "max_abs_index", "mean_abs", "changed_fraction", "rel_l1", "sign_flip_fraction"):
+            for key in (
+                "l2",
+                "max_abs",
+                "max_abs_index",
+                "mean_abs",
+                "changed_fraction",
+                "rel_l1",
+                "sign_flip_fraction",
+            ):
                 assert getattr(one.change, key) == getattr(other.change, key), (one.name, key)
     assert not compare(a, a).result.differs
 
@@ -268,7 +277,9 @@ def test_one_nan_changes_no_other_statistic(tmp_path: Path) -> None:
 def test_epsilon_counts_small_differences_as_none_and_says_so(tmp_path: Path) -> None:
     values = np.linspace(0, 1, 100, dtype=np.float32)
     a = models.write(tmp_path / "a.safetensors", {"w": values, "n": values})
-    b = models.write(tmp_path / "b.safetensors", {"w": values + np.float32(1e-4), "n": np.where(values > 0.5, np.nan, values)})
+    b = models.write(
+        tmp_path / "b.safetensors", {"w": values + np.float32(1e-4), "n": np.where(values > 0.5, np.nan, values)}
+    )
     with_epsilon = {record.name: record for record in compare(str(a), str(b), epsilon=1e-3).result.tensors}
     assert (with_epsilon["w"].status, with_epsilon["w"].within_epsilon) == ("identical", 1e-3)
     assert with_epsilon["n"].status == "changed"  # a NaN is no small difference

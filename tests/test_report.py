@@ -20,13 +20,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from results import HOSTILE, IMPACT, MIXED, change, failure, result, side, tensor
 
 from diffai_dist.records import SCHEMA_VERSION, AnalysisRecord, Change, Coverage, Finding, Result, Side
 from diffai_dist.report import RENDERERS, View, as_records, coverage_lines, markdown, records_schema, tables, wording
 from diffai_dist.report.array import CHANGE, SIDE
 from diffai_dist.report.wording import number, percent
 from diffai_dist.terminal import cells
+from results import HOSTILE, IMPACT, MIXED, change, failure, result, side, tensor
 
 ANY_TEXT = st.text(st.characters(), max_size=30)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)

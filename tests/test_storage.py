@@ -316,7 +316,7 @@ def test_a_thousand_reads_of_a_file_look_at_it_as_often_as_one(file: str, monkey
     storage.read(source, 0, 1, PROFILE)
     looks.clear()
     storage.fill([Read(source, start, np.zeros(10, np.uint8)) for start in range(0, 100_000, 100)], PROFILE)
-    assert len(looks) == 2
+    assert len(looks) == 1
 
 
 def test_threads_read_one_file_at_once(file: str) -> None:
@@ -342,11 +342,13 @@ def test_a_range_outside_of_the_file_is_refused(file: str, start: int, stop: int
         storage.read(storage.pin(file, PROFILE), start, stop, PROFILE)
 
 
-def test_row_25_what_is_not_a_regular_file_is_refused_without_being_opened(tmp_path: Path) -> None:
+def test_row_25_what_is_not_a_regular_file_is_refused_without_being_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the name of a socket may not be long
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to(tmp_path / "fifo")
     with socket.socket(socket.AF_UNIX) as listening:
-        os.chdir(tmp_path)
         listening.bind("socket")
         special = {
             str(tmp_path / "fifo"): "a FIFO",
@@ -543,7 +545,7 @@ def test_objects_in_memory_are_pinned_and_read(tmp_path: Path) -> None:
 def test_a_missing_package_is_named_with_its_extra(url: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("gcsfs", "adlfs", "huggingface_hub"):
         monkeypatch.setitem(sys.modules, name, None)
-    generic._filesystem.cache_clear()
+    generic._connect.cache_clear()
     with pytest.raises(UsageError, match=rf"pip install 'diffai-dist\[{extra}\]'"):
         storage.kind(url, PROFILE)
 
@@ -706,7 +708,7 @@ def test_every_protocol_of_the_allow_list_has_a_backend() -> None:
 
 def test_errors_and_pins_cross_processes() -> None:
     error = SourceChanged("s3://b/k", "changed", expected="x", hint="y")
-    again = pickle.loads(pickle.dumps(error))  # noqa: S301
+    again = pickle.loads(pickle.dumps(error))
     assert (type(again), again.failure, str(again)) == (SourceChanged, error.failure, str(error))
     source = Source("s3://b/k", 1, "etag:x")
     with multiprocessing.get_context("spawn").Pool(1) as pool:

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from servers.faultproxy import FaultProxy
-from servers.s3server import S3Server, free_ports
 
 from diffai_dist import storage
 from diffai_dist.errors import CheckpointError, ShortRead, SourceChanged, StoreError, Unreadable, UsageError
 from diffai_dist.storage import Profile, Read, retry, s3_connection
+from servers.faultproxy import FaultProxy
+from servers.s3server import S3Server, free_ports
 
 pytestmark = pytest.mark.s3
 

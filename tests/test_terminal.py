@@ -9,10 +9,10 @@ import re
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from results import HOSTILE
 
 from diffai_dist import terminal
 from diffai_dist.terminal import Progress, cells, colours, count, duration, escape, fit, paint, size, width
+from results import HOSTILE
 
 ANY_TEXT = st.text(st.characters())  # lone surrogates included
 

@@ -53,8 +53,10 @@ def measure(
     """
     from diffai_dist.kernels.blocks import measure_pieces
 
-    work = _workspace(bits.shape[1])
-    measure_pieces(arena, slots, base, count, bits, codes, pairs, moments, shifts, work)
+    if arena.dtype != np.uint8 or not arena.flags.c_contiguous:
+        raise ValueError("the arena must be contiguous uint8")
+    places = (_integers(part) for part in (slots, base, count, bits, codes, pairs))
+    measure_pieces(arena.ctypes.data, arena.size, *places, _rows(moments), _rows(shifts), _workspace(bits.shape[1]))
 
 
 def merge_moments(left: np.ndarray, right: np.ndarray) -> None:
@@ -81,6 +83,17 @@ def warm() -> None:
 
 
 _threads = threading.local()
+
+
+def _integers(part: np.ndarray) -> np.ndarray:
+    """The one layout that is compiled for: int64, contiguous, writable."""
+    return part if part.dtype == np.int64 and part.flags.carray else np.array(part, np.int64)
+
+
+def _rows(rows: np.ndarray) -> np.ndarray:
+    if not rows.flags.carray:
+        raise ValueError("rows that are added to must be contiguous and writable")
+    return rows
 
 
 def _workspace(members: int) -> Work:

@@ -41,7 +41,8 @@ _I64 = CODE["I64"]
 
 @entry
 def measure_pieces(
-    arena: np.ndarray,
+    origin: Word,
+    size: Word,
     slots: np.ndarray,
     base: np.ndarray,
     count: np.ndarray,
@@ -52,21 +53,21 @@ def measure_pieces(
     shifts: np.ndarray,
     work: Any,
 ) -> None:
-    """All blocks of all pieces, in order; `work` is the scratch of `workspace`."""
+    """All blocks of all pieces, in order, from an arena of `size` bytes at the address `origin`."""
     for piece in range(slots.size):
-        _check(arena, count[piece], bits[piece], codes[piece])
+        begins, kinds, slot = bits[piece], codes[piece], slots[piece]
+        _check(size, count[piece], begins, kinds)
         for start in range(0, count[piece], BLOCK):
-            size = min(BLOCK, count[piece] - start)
-            at, slot = base[piece] + start, slots[piece]
-            _find_equal(arena, start, size, bits[piece], codes[piece], pairs, work.roots)
-            _add_moments(arena, start, size, at, bits[piece], codes[piece], moments[slot], work)
-            _add_shifts(size, at, bits[piece], codes[piece], pairs, shifts[slot], work)
+            run, at = min(BLOCK, count[piece] - start), base[piece] + start
+            _find_equal(origin, start, run, begins, kinds, pairs, work.roots)
+            _add_moments(origin, start, run, at, begins, kinds, moments[slot], work)
+            _add_shifts(run, at, begins, kinds, pairs, shifts[slot], work)
 
 
 @jit
-def _check(arena: np.ndarray, count: Word, bits: np.ndarray, codes: np.ndarray) -> None:
+def _check(size: Word, count: Word, bits: np.ndarray, codes: np.ndarray) -> None:
     for member in range(bits.size):
-        if bits[member] < -1 or (bits[member] >= 0 and bits[member] + count * BITS[codes[member]] > 8 * arena.size):
+        if bits[member] < -1 or (bits[member] >= 0 and bits[member] + count * BITS[codes[member]] > 8 * size):
             raise ValueError("a piece lies outside the arena")
 
 
@@ -97,7 +98,6 @@ def _find_equal(
         width = BITS[codes[left]]
         first, second = bits[left] + start * width, bits[right] + start * width
         if (first | second | (size * width)) % 8 == 0:  # nibbles across bytes go the full way
-            origin = np.int64(arena.ctypes.data)
             if same_bytes(origin + first // 8, origin + second // 8, size * width // 8):
                 left, right = _root(roots, left), _root(roots, right)
                 roots[max(left, right)] = min(left, right)
@@ -120,7 +120,7 @@ def _add_moments(
         root = _root(work.roots, member)
         code = codes[member]
         if root == member:
-            _measure_block(arena, bits[member] + start * BITS[code], code, size, member, work)
+            _measure_block(origin, bits[member] + start * BITS[code], code, size, member, work)
         block, row = work.blocks[root], rows[member]
         if block.finite and (row.absmax_index < 0 or block.absmax > row.absmax):
             block.absmax_index = at + _first_absmax(code, work.words[root], work.raws[root], size, block.absmax)
@@ -128,10 +128,9 @@ def _add_moments(
 
 
 @jit
-def _measure_block(arena: np.ndarray, begin: Word, code: Word, size: Word, member: Word, work: Any) -> None:
+def _measure_block(origin: Word, begin: Word, code: Word, size: Word, member: Word, work: Any) -> None:
     """Decode one block of a member that is nobody's twin, and fill its row of the scratch."""
     row, family = work.blocks[member], FAMILY[code]
-    origin = np.int64(arena.ctypes.data)
     raw = work.raws[member] = origin + begin // 8
     if family == SINGLE:
         words = single_at(code, origin, begin, size, work.singles[member])

@@ -66,7 +66,7 @@ def fill(reads: Sequence[Read], profile: Profile) -> None:
 def _fill_one(piece: Piece, profile: Profile) -> None:
     url = piece.source.url
     try:
-        data = _filesystem(protocol(url), profile).cat_file(url, start=piece.start, end=piece.stop)
+        data = _filesystem(url, profile).cat_file(url, start=piece.start, end=piece.stop)
     except FileNotFoundError as error:
         raise SourceChanged(redact(url), "deleted during the comparison") from error
     count(requests=1, size=len(data))
@@ -85,7 +85,7 @@ def fetch(url: str, profile: Profile) -> bytes | None:
     """The whole object, None if there is none."""
     with _mapped(url):
         try:
-            data: bytes = _filesystem(protocol(url), profile).cat_file(url)
+            data: bytes = _filesystem(url, profile).cat_file(url)
         except FileNotFoundError:
             return None
         count(requests=1, size=len(data))
@@ -95,7 +95,7 @@ def fetch(url: str, profile: Profile) -> bytes | None:
 def publish(url: str, data: bytes, profile: Profile, *, exclusive: bool = False) -> bool:
     """One upload, atomic in all object stores. `exclusive` looks first, which a rival may slip past:
     content-addressed names make that harmless."""
-    filesystem = _filesystem(protocol(url), profile)
+    filesystem = _filesystem(url, profile)
     with _mapped(url):
         if exclusive and filesystem.exists(url):
             return False
@@ -109,28 +109,37 @@ def publish(url: str, data: bytes, profile: Profile, *, exclusive: bool = False)
 def remove(url: str, profile: Profile) -> None:
     """Delete the object; one that is not there is fine."""
     with _mapped(url), contextlib.suppress(FileNotFoundError):
-        _filesystem(protocol(url), profile).rm_file(url)
+        _filesystem(url, profile).rm_file(url)
+
+
+def _filesystem(url: str, profile: Profile) -> Any:
+    scheme, _, rest = url.partition("://")
+    return _connect(scheme, rest.partition("/")[0], profile)
 
 
 @functools.lru_cache(maxsize=32)
-def _filesystem(name: str, profile: Profile) -> Any:
-    import fsspec
+def _connect(scheme: str, place: str, profile: Profile) -> Any:
+    """The file system of a bucket, container or account: an Azure URL names its account, so the place counts."""
+    import fsspec.core
 
+    if "::" in place:
+        raise UsageError(f"{redact(f'{scheme}://{place}')!r} is a chained URL ('::'): name the object itself")
     options: dict[str, Any] = {"use_listings_cache": False}
-    if name == "gs" and profile.anon:
+    if scheme == "gs" and profile.anon:
         options["token"] = "anon"  # noqa: S105 - the word for "no token"
-    if name in ("abfs", "abfss", "az") and profile.anon:
+    if scheme in ("abfs", "abfss", "az") and profile.anon:
         options["anon"] = True
     try:
-        return fsspec.filesystem(name, **options)
+        return fsspec.core.url_to_fs(f"{scheme}://{place}", **options)[0]
     except ImportError as error:
         raise UsageError(
-            f"{name}:// needs a package that is not installed: pip install 'diffai-dist[{_EXTRAS.get(name, name)}]'"
+            f"{scheme}:// needs a package that is not installed: "
+            f"pip install 'diffai-dist[{_EXTRAS.get(scheme, scheme)}]'"
         ) from error
 
 
 def _info(url: str, profile: Profile) -> dict[str, Any]:
-    filesystem = _filesystem(protocol(url), profile)
+    filesystem = _filesystem(url, profile)
     filesystem.invalidate_cache()
     count(requests=1)
     info: dict[str, Any] = filesystem.info(url)
@@ -139,7 +148,7 @@ def _info(url: str, profile: Profile) -> dict[str, Any]:
 
 def _list(url: str, profile: Profile) -> list[dict[str, Any]]:
     with _mapped(url):
-        filesystem = _filesystem(protocol(url), profile)
+        filesystem = _filesystem(url, profile)
         filesystem.invalidate_cache()
         count(requests=1)
         found: list[dict[str, Any]] = filesystem.ls(url, detail=True)

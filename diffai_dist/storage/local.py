@@ -120,7 +120,7 @@ def _fill_from(source: Source, reads: Iterable[Read]) -> None:
         for read in reads:
             size += _fill_one(file.fd, read)
             done += 1
-        _check(source, file, _stat(source.url, pinned=True))
+        _check(source, file, os.fstat(file.fd), _stat(source.url, pinned=True))
     except OSError as error:
         _forget(source.url)
         raise _unreadable(source.url, error) from error
@@ -151,23 +151,25 @@ def _opened(source: Source) -> _OpenFile:
     _refuse_special(source.url, found)
     with _files_lock:
         file = _files.pop(source.url, None)
+        if file is not None:
+            _files[source.url] = file  # the dictionary is in order of use
     if file is None or file.place != (found.st_dev, found.st_ino):
         file = _OpenFile(source.url)
     _check(source, file, found)
     with _files_lock:
-        _files[source.url] = file  # the dictionary is in order of use
-        surplus = [_files.pop(next(iter(_files))) for _ in range(len(_files) - OPEN_FILES)]
-    del surplus
+        _files[source.url] = file
+        if len(_files) > OPEN_FILES:
+            del _files[next(iter(_files))]
     return file
 
 
-def _check(source: Source, file: _OpenFile, there: os.stat_result) -> None:
-    """Both the open file and what the path names now must be the pinned file."""
-    for found in (os.fstat(file.fd), there):
+def _check(source: Source, file: _OpenFile, *looks: os.stat_result) -> None:
+    """All looks, the last of them at the path, must show the pinned file, and the path must name the open one."""
+    for found in looks:
         if found.st_size != source.size or f"mtime:{found.st_mtime_ns}" != source.version:
             _forget(source.url)
             raise _changed(source, f"now {found.st_size:,} bytes, mtime:{found.st_mtime_ns}")
-    if file.place != (there.st_dev, there.st_ino):
+    if file.place != (looks[-1].st_dev, looks[-1].st_ino):
         _forget(source.url)
         raise _changed(source, "another file took its place")
 

@@ -14,7 +14,7 @@ AT_ONCE = 6  # requests in flight per process: one S3 connection gives some 90 M
 CONNECT_SECONDS = 5.0
 SILENT_SECONDS = 15.0  # no byte for so long: the connection is given up
 
-_connections: dict[tuple[Profile, str | None, float], Connection] = {}
+_connections: dict[tuple[Profile, str | None], Connection] = {}
 _lock = threading.Lock()
 
 
@@ -71,11 +71,10 @@ def connection(profile: Profile) -> Connection:
     endpoint = (
         profile.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
     )
-    key = (profile, endpoint, SILENT_SECONDS)
     with _lock:
-        if key not in _connections:
-            _connections[key] = Connection(profile, endpoint)
-        return _connections[key]
+        if (profile, endpoint) not in _connections:
+            _connections[profile, endpoint] = Connection(profile, endpoint)
+        return _connections[profile, endpoint]
 
 
 def _count_request(**_: Any) -> None:

@@ -16,16 +16,19 @@ class Traffic:
 
 
 _lock = threading.Lock()
-_total = Traffic()
+_requests = _bytes = _retries = 0
 
 
 def traffic() -> Traffic:
     """The counts of this process since it started."""
-    return _total
+    with _lock:
+        return Traffic(_requests, _bytes, _retries)
 
 
 def count(*, requests: int = 0, size: int = 0, retries: int = 0) -> None:
     """Add to the counts, from any thread."""
-    global _total
+    global _requests, _bytes, _retries
     with _lock:
-        _total = Traffic(_total.requests + requests, _total.bytes + size, _total.retries + retries)
+        _requests += requests
+        _bytes += size
+        _retries += retries

@@ -102,7 +102,8 @@ def against_peer(nbytes: int, bound: str) -> Row:
         warm(pair)
         peer = [sys.executable, "-c", PEER, *map(str, pair)]
         mine, theirs = in_turn(runs, compare(pair), peer)
-        return f"2 × {nbytes / 1e9:.0f} GB F32, wall, against diffai-python 0.5.2 | {ratio(mine, theirs):.2f} | at most {bound}"
+        found = f"{ratio(mine, theirs):.2f}"
+        return f"2 × {nbytes / 1e9:.0f} GB F32, wall, against diffai-python 0.5.2 | {found} | at most {bound}"
 
     return row
 
@@ -183,7 +184,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data = options.data or Path(folder)
-        print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, ", end="")
+        print(
+            f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, ", end=""
+        )
         print(f"NumPy {np.__version__}, {datetime.date.today()}, {options.runs} runs\n")
         print("measured | result | bar\n--- | --- | ---")
         for name in options.rows.split(","):
