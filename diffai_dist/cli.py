@@ -259,12 +259,12 @@ class _Target:
 
 
 def print_chunks(chunks: Iterable[str]) -> None:
-    """Write to stdout whatever its encoding; what it cannot hold is escaped."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    """Write to stdout whatever its encoding; what it cannot hold becomes ASCII or an escape."""
+    from diffai_dist.terminal import fit
+
     try:
         for chunk in chunks:
-            sys.stdout.write(chunk)
+            sys.stdout.write(fit(chunk, sys.stdout.encoding))
         sys.stdout.flush()
     except BrokenPipeError:  # the reader left (`| head`); click would make that exit code 1
         _hang_up()
@@ -311,18 +311,18 @@ def _save(report: Report, store: str, quiet: bool) -> None:
 
 
 def _say_on_stderr(report: Report, output: str, target: _Target) -> None:
-    """What a program that reads stdout would not see: failures, warnings, and coverage outside the text output."""
+    """What stdout does not say to a person: warnings, and failures and coverage where the output is for a program."""
     from diffai_dist.records import SCHEMA_VERSION
     from diffai_dist.report import coverage_lines
     from diffai_dist.terminal import escape
 
     for warning in report.result.warnings:
         click.echo(f"warning: {escape(warning, 400)}", err=True)
-    for failure in report.failures[:20]:
-        click.echo(f"failed: {escape(failure.sentence(), 1000)}", err=True)
-    if len(report.failures) > 20:
-        click.echo(f"failed: {len(report.failures) - 20:,} more; all are in the output", err=True)
     if output != "text" or target.path:
+        for failure in report.failures[:20]:
+            click.echo(f"failed: {escape(failure.sentence(), 1000)}", err=True)
+        if len(report.failures) > 20:
+            click.echo(f"failed: {len(report.failures) - 20:,} more; all are in the output", err=True)
         for line in coverage_lines(report.result):
             click.echo(line, err=True)
         click.echo(f"schema {SCHEMA_VERSION}", err=True)

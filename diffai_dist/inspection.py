@@ -63,7 +63,7 @@ def as_text(document: Mapping[str, Any]) -> Iterator[str]:
         by_dtype[tensor["dtype"]] += tensor["bytes"]
     dtypes = ", ".join(f"{escape(dtype)} {size(nbytes)}" for dtype, nbytes in by_dtype.most_common())
     total = size(sum(by_dtype.values()))
-    found = f"{count(len(tensors))} tensors in {count(len(document['objects']))} objects, {total}"
+    found = f"{count(len(tensors), 'tensor')} in {count(len(document['objects']), 'object')}, {total}"
     yield f"{found}: {dtypes}\n" if dtypes else f"{found}\n"
 
 
@@ -103,13 +103,13 @@ def plan_text(document: Mapping[str, Any]) -> Iterator[str]:
     """The plan on one screen."""
     for role, member in zip(("baseline", "candidate"), document["members"], strict=True):
         yield (
-            f"  {role:<10} {escape(member['url'], 400)}: {count(member['tensors'])} tensors in "
-            f"{count(member['objects'])} objects, {size(member['bytes'])}\n"
+            f"  {role:<10} {escape(member['url'], 400)}: {count(member['tensors'], 'tensor')} in "
+            f"{count(member['objects'], 'object')}, {size(member['bytes'])}\n"
         )
     kinds = ", ".join(f"{count(number)} {kind}" for kind, number in document["tensors"].items()) or "none"
     left_out = f"   left out by the selection {count(document['left_out'])}" if document["left_out"] else ""
     yield f"  tensors    {kinds}{left_out}\n"
-    yield f"  read       {size(document['read_bytes'])} once, in {count(document['units'])} units\n"
+    yield f"  read       {size(document['read_bytes'])} once, in {count(document['units'], 'unit')}\n"
     threads = f" with {document['threads']} threads" if document["threads"] else " per worker"
     yield f"  memory     {size(document['peak_memory_bytes'])} at most{threads}\n"
     for warning in document["warnings"]:

@@ -7,7 +7,7 @@ s3            either of them in turn: the test runs twice, with the environment 
 bucket        the name of a fresh bucket of `s3`
 fault_proxy   fault_proxy(server) gives a proxy in front of it (servers.faultproxy.FaultProxy): .endpoint,
               .set(mode, n, skip), .log() of the ranged GETs with their .bytes; stopped after the test
-use           use(server) or use(proxy) sets the environment so that s3:// URLs lead there
+use           use(server) or use(server.at(proxy.endpoint)) sets the environment so that s3:// URLs lead there
 """
 
 from __future__ import annotations

@@ -228,7 +228,7 @@ def test_inspect_lists_what_headers_tell(pair: tuple[Path, Path]) -> None:
     assert named["model.layers.0.mlp.up_proj.weight"]["dtype"] == "BF16"
     text = program("inspect", pair[0]).stdout
     assert "embed.weight" in text
-    assert "11 tensors in 1 objects" in text
+    assert "11 tensors in 1 object," in text
 
 
 def test_a_memory_limit_that_cannot_be_met_is_refused(pair: tuple[Path, Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -67,7 +68,7 @@ def test_every_byte_is_asked_for_once(
     s3: Any, use: Any, bucket: str, urls: tuple[str, str], pair: tuple[Path, Path], fault_proxy: Any
 ) -> None:
     proxy = fault_proxy(s3)
-    use(proxy)
+    use(s3.at(proxy.endpoint))
     compare(*urls)
     asked: dict[str, list[tuple[int, int]]] = {}
     for request in proxy.log():
@@ -75,7 +76,7 @@ def test_every_byte_is_asked_for_once(
     for path in pair:
         header, *weights = sorted(asked[path.name])
         assert header[0] == 0
-        assert all(stop <= start for (_, stop), (start, _) in zip(weights, weights[1:], strict=False))
+        assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(weights))
         begin = 8 + int.from_bytes(path.read_bytes()[:8], "little")
         assert sum(stop - start for start, stop in weights) <= path.stat().st_size - begin
 

@@ -10,6 +10,7 @@ import pickle
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -408,7 +409,7 @@ def test_row_44_an_expired_token_is_called_that(spoiled: tuple[FaultProxy, str, 
 
 
 def test_without_credentials_the_error_says_how_to_give_some(
-    moto: S3Server, use: Callable[..., S3Server], fault_proxy: Spoil, monkeypatch: pytest.MonkeyPatch, tmp_path: object
+    moto: S3Server, use: Callable[..., S3Server], fault_proxy: Spoil, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     use(moto.at(fault_proxy(moto).endpoint))
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -417,6 +418,25 @@ def test_without_credentials_the_error_says_how_to_give_some(
     monkeypatch.setenv("AWS_CONFIG_FILE", f"{tmp_path}/none")
     with pytest.raises(Unreadable, match=r"no credentials.*AWS_ACCESS_KEY_ID"):
         storage.pin("s3://bucket/key", PROFILE)
+
+
+def test_a_profile_that_is_not_configured_is_called_that(moto: S3Server, use: Callable[..., S3Server]) -> None:
+    use(moto)
+    with pytest.raises(Unreadable, match=r"credentials could not be loaded.*AWS_PROFILE"):
+        storage.pin("s3://bucket/key", Profile(name="no-such-profile"))
+
+
+def test_a_named_profile_gives_the_credentials(
+    swift: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url = swift.put("named/model", content(10))
+    config = tmp_path / "config"
+    config.write_text(f"[profile sweep]\naws_access_key_id={swift.key}\naws_secret_access_key={swift.secret}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    profile = Profile(endpoint_url=swift.endpoint, name="sweep")
+    assert storage.read(storage.pin(url, profile), 0, 10, profile) == content(10)
 
 
 def test_a_public_bucket_is_read_without_credentials(moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,9 +482,11 @@ def test_an_exclusive_publication_whose_answer_was_lost_is_known_as_ones_own(
     spoiled: tuple[FaultProxy, str, bytes], bucket: str, s3: S3Server
 ) -> None:
     proxy, _, _ = spoiled
-    proxy.set("trunc", 1, every=True)  # forwarded, then the connection breaks
+    proxy.set("lost", 1, every=True)
     assert storage.publish(f"s3://{bucket}/mine", b"1", PROFILE, exclusive=True)
     assert s3.get(f"{bucket}/mine") == b"1"
+    proxy.set("lost", 1, every=True)
+    assert not storage.publish(f"s3://{bucket}/mine", b"1", PROFILE, exclusive=True)
 
 
 def test_row_46_a_race_for_a_name_has_one_winner_where_the_server_is_atomic(

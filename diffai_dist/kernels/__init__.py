@@ -55,8 +55,10 @@ def measure(
 
     if arena.dtype != np.uint8 or not arena.flags.c_contiguous:
         raise ValueError("the arena must be contiguous uint8")
-    places = (_integers(part) for part in (slots, base, count, bits, codes, pairs))
-    measure_pieces(arena.ctypes.data, arena.size, *places, _rows(moments), _rows(shifts), _workspace(bits.shape[1]))
+    work = _workspace(bits.shape[1])
+    slots, base, count, bits, codes, pairs = map(_integers, (slots, base, count, bits, codes, pairs))
+    address, size = arena.ctypes.data, arena.size
+    measure_pieces(address, size, slots, base, count, bits, codes, pairs, _rows(moments), _rows(shifts), work)
 
 
 def merge_moments(left: np.ndarray, right: np.ndarray) -> None:

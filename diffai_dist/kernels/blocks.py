@@ -80,7 +80,7 @@ def _root(roots: np.ndarray, member: Word) -> Word:
 
 @jit
 def _find_equal(
-    arena: np.ndarray,
+    origin: Word,
     start: Word,
     size: Word,
     bits: np.ndarray,
@@ -105,7 +105,7 @@ def _find_equal(
 
 @jit
 def _add_moments(
-    arena: np.ndarray,
+    origin: Word,
     start: Word,
     size: Word,
     at: Word,

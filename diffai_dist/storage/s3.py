@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -144,12 +145,10 @@ async def _fetch(link: Connection, at: Place) -> bytes | None:
 
 
 async def _publish(link: Connection, at: Place, data: bytes, exclusive: bool) -> bool:
-    tries = 0
+    mark = secrets.token_hex(8)
 
     async def put(link: Connection, **condition: str) -> bool:
-        nonlocal tries
-        tries += 1
-        await link.call("put_object", **at.name, Body=data, **condition)
+        await link.call("put_object", **at.name, Body=data, Metadata={"writer": mark}, **condition)
         return True
 
     if not exclusive:
@@ -157,8 +156,9 @@ async def _publish(link: Connection, at: Place, data: bytes, exclusive: bool) ->
     try:
         if await retrying(link, at, lambda link: put(link, IfNoneMatch="*"), unless=EXISTS):
             return True
-        # The answer to a first, successful try may have been lost: then what is there is ours.
-        return tries > 1 and await _fetch(link, at) == data
+        # A put may be repeated because its answer was lost, and then meets itself.
+        there = await _head(link, at) or {}
+        return bool(there.get("Metadata", {}).get("writer") == mark)
     except Unreadable as error:
         if error.__cause__ is None or code_of(error.__cause__) not in UNSUPPORTED:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from typing import Any
@@ -42,7 +43,7 @@ class Connection:
             anon=profile.anon,
             profile=profile.name,
             endpoint_url=endpoint,
-            client_kwargs={"region_name": _region()},
+            client_kwargs={"region_name": _region(profile)},
             config_kwargs=config,
             use_listings_cache=False,
             skip_instance_cache=True,
@@ -81,11 +82,14 @@ def _count_request(**_: Any) -> None:
     count(requests=1)
 
 
-def _region() -> str:
+def _region(profile: Profile) -> str:
     """The configured region. Servers other than AWS take any, and AWS redirects a wrong one."""
+    import botocore.exceptions
     import botocore.session
 
-    configured = os.environ.get("AWS_REGION") or botocore.session.Session().get_config_variable("region")
+    configured = os.environ.get("AWS_REGION")
+    with contextlib.suppress(botocore.exceptions.ProfileNotFound):  # which the first call tells in words
+        configured = configured or botocore.session.Session(profile=profile.name).get_config_variable("region")
     return configured or "us-east-1"
 
 

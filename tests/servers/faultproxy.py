@@ -17,6 +17,7 @@ By default only ranged GETs, the reads of weights and headers, are spoiled and c
     short      206 with half of the bytes and a length that agrees with them, without Content-Range and ETag
     badrange   Content-Range moved by one byte, body unchanged
     flip       one bit of the first body byte flipped
+    lost       carried out by the server, connection reset before any answer
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ ERRORS = {
     "e503": ("503 Service Unavailable", "ServiceUnavailable"),
     "e403": ("403 Forbidden", "ExpiredToken"),
 }
-MODES = (*ERRORS, *"ok html503 rst stall trunc stallbody trickle short badrange flip".split())
+MODES = (*ERRORS, *"ok html503 rst stall trunc stallbody trickle short badrange flip lost".split())
 BLOCK = 1 << 16
 
 
@@ -183,11 +184,17 @@ class _Connection(socketserver.BaseRequestHandler):
         while missing > 0 and (data := self.request.recv(BLOCK)):
             upstream.sendall(data)
             missing -= len(data)
-        self._pass_on(mode, *_read_head(upstream), upstream)
+        reply, body = _read_head(upstream)
+        while reply.startswith(b"HTTP/1.1 100"):  # came too late to be of use
+            reply, body = _read_head(upstream, body)
+        self._pass_on(mode, reply, body, upstream)
 
     def _pass_on(self, mode: str, reply: bytes, first: bytes, upstream: socket.socket) -> None:
         reply = _edited(reply, connection="close")
         half = int(_header(reply, "content-length") or 0) // 2
+        if mode == "lost":
+            self._reset()
+            return
         if mode == "short":
             body = (first + b"".join(iter(lambda: upstream.recv(BLOCK), b"")))[:half]
             self.request.sendall(_edited(reply, drop=("content-range", "etag"), content_length=str(len(body))) + body)
@@ -213,9 +220,8 @@ class _Connection(socketserver.BaseRequestHandler):
             data = upstream.recv(1000 if mode == "trickle" else BLOCK)
 
 
-def _read_head(connection: socket.socket) -> tuple[bytes, bytes]:
+def _read_head(connection: socket.socket, data: bytes = b"") -> tuple[bytes, bytes]:
     """The head of a message, and what of its body came along; nothing if the other side closed."""
-    data = b""
     while b"\r\n\r\n" not in data:
         more = connection.recv(BLOCK)
         if not more:
