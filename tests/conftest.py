@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import pytest
 
@@ -23,6 +24,7 @@ from servers.s3server import S3Server
 from servers.swift import serve_swift, why_not
 
 _numbers = itertools.count()
+Target = TypeVar("Target", S3Server, FaultProxy)
 
 
 @pytest.fixture(scope="session")
@@ -41,8 +43,8 @@ def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[S3Server], S3Server]:
-    def lead_to(server: S3Server) -> S3Server:
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Target], Target]:
+    def lead_to(server: Target) -> Target:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL_S3"):
             monkeypatch.delenv(name, raising=False)
         for name, value in server.storage_environment.items():
@@ -68,8 +70,10 @@ def fault_proxy() -> Iterator[Callable[..., FaultProxy]]:
     proxies: list[FaultProxy] = []
 
     def before(server: S3Server, stall_seconds: float = 20.0) -> FaultProxy:
-        proxies.append(FaultProxy(server.endpoint, stall_seconds))
-        return proxies[-1]
+        proxy = FaultProxy(server.endpoint, stall_seconds)
+        proxies.append(proxy)
+        proxy.storage_environment = server.at(proxy.endpoint).storage_environment
+        return proxy
 
     yield before
     for proxy in proxies:

@@ -17,11 +17,11 @@ import models
 from diffai_dist import storage
 from diffai_dist.cluster import Place
 from diffai_dist.comparison import Pair, compare_members
-from diffai_dist.execute import Folder, measure
+from diffai_dist.execute import Folder, Outcome, measure
 from diffai_dist.formats import open_checkpoint
 from diffai_dist.judging import tensor_records
 from diffai_dist.pipeline import Report, compare, run_comparison
-from diffai_dist.plan import Plan, make_plan
+from diffai_dist.plan import Unit, make_plan
 from diffai_dist.report import RENDERERS, View
 from diffai_dist.run import Settings
 from diffai_dist.storage import Profile
@@ -200,30 +200,28 @@ def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+def spoil_before(monkeypatch: pytest.MonkeyPatch, unit: int, act: Callable[[], object]) -> None:
+    """Act after the plan was made, right before the unit of that number is measured."""
+
+    def measured(one: Unit) -> Outcome:
+        if one.index == unit:
+            act()
+        return measure(one)
+
+    monkeypatch.setattr("diffai_dist.pipeline.measure", measured)
+
+
 @pytest.mark.parametrize("spoil", [overwrite, replace, truncate, Path.unlink], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("after", [0, 3])
 def test_a_file_that_changes_under_way_is_reported_and_never_mixed(
-    tmp_path: Path, spoil: Callable[[Path], None], after: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None], after: int
 ) -> None:
     arrays = models.model()
     a = models.write(tmp_path / "a.safetensors", arrays)
     b = models.write(tmp_path / "b.safetensors", models.perturbed(arrays))
     expected = {record.name: record for record in compare(str(a), str(b)).result.tensors}
-    settled = 0
-
-    def start(plan: Plan) -> Callable[..., None]:
-        if after == 0:
-            spoil(b)
-
-        def advance(*_: object) -> None:
-            nonlocal settled
-            settled += 1
-            if settled == after:
-                spoil(b)
-
-        return advance
-
-    report = run_comparison([str(a), str(b)], Settings(place=Place(threads=1), unit_bytes=1), start)
+    spoil_before(monkeypatch, after, lambda: spoil(b))
+    report = run_comparison([str(a), str(b)], Settings(place=Place(threads=1), unit_bytes=1))
     assert report.exit_code() == 3
     assert report.exit_code(differences_count=True) in (1, 3)
     failed = {record.name for record in report.result.tensors if record.status == "failed"}

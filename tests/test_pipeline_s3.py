@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ import pytest
 import models
 from diffai_dist.cluster import Place
 from diffai_dist.pipeline import Report, compare, run_comparison
-from diffai_dist.plan import Plan
 from diffai_dist.report import RENDERERS, View
 from diffai_dist.run import Settings
+from test_pipeline import spoil_before
 
 pytestmark = pytest.mark.s3
 
@@ -92,24 +91,11 @@ def spoil(s3: Any, key: str, how: str) -> None:
 @pytest.mark.parametrize("how", ["overwritten", "truncated", "deleted"])
 @pytest.mark.parametrize("after", [0, 2])
 def test_an_object_that_changes_under_way_is_reported_and_never_mixed(
-    s3: Any, bucket: str, urls: tuple[str, str], how: str, after: int
+    s3: Any, bucket: str, urls: tuple[str, str], monkeypatch: pytest.MonkeyPatch, how: str, after: int
 ) -> None:
     expected = {record.name: record for record in compare(*urls).result.tensors}
-    settled = 0
-
-    def start(plan: Plan) -> Callable[..., None]:
-        if after == 0:
-            spoil(s3, f"{bucket}/b.safetensors", how)
-
-        def advance(*_: object) -> None:
-            nonlocal settled
-            settled += 1
-            if settled == after:
-                spoil(s3, f"{bucket}/b.safetensors", how)
-
-        return advance
-
-    report = run_comparison(urls, Settings(place=Place(threads=1), unit_bytes=1), start)
+    spoil_before(monkeypatch, after, lambda: spoil(s3, f"{bucket}/b.safetensors", how))
+    report = run_comparison(urls, Settings(place=Place(threads=1), unit_bytes=1))
     assert report.exit_code() == 3
     failed = [record for record in report.result.tensors if record.status == "failed"]
     assert failed

@@ -40,14 +40,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def spoiled(
-    s3: S3Server, bucket: str, use: Callable[..., S3Server], fault_proxy: Spoil
-) -> tuple[FaultProxy, str, bytes]:
+def spoiled(s3: S3Server, bucket: str, use: Callable[..., object], fault_proxy: Spoil) -> tuple[FaultProxy, str, bytes]:
     """A proxy that the environment leads to, and an object behind it."""
     data = content(SIZE)
     proxy = fault_proxy(s3)
     url = s3.put(f"{bucket}/weights.bin", data)
-    use(s3.at(proxy.endpoint))
+    use(proxy)
     return proxy, url, data
 
 

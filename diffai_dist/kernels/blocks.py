@@ -57,6 +57,8 @@ def measure_pieces(
     for piece in range(slots.size):
         begins, kinds, slot = bits[piece], codes[piece], slots[piece]
         _check(size, count[piece], begins, kinds)
+        if not (0 <= slot < moments.shape[0] and slot < shifts.shape[0]):
+            raise ValueError("a piece has no row to add to")
         for start in range(0, count[piece], BLOCK):
             run, at = min(BLOCK, count[piece] - start), base[piece] + start
             _find_equal(origin, start, run, begins, kinds, pairs, work.roots)

@@ -19,7 +19,8 @@ Flag = Any
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_OPTIONS = {"nogil": True, "fastmath": False, "error_model": "numpy"}
+# Kernels allocate nothing: without reference counts a view of an array costs no atomic operation.
+_OPTIONS = {"nogil": True, "fastmath": False, "error_model": "numpy", "_nrt": False}
 
 
 @functools.cache

@@ -65,6 +65,7 @@ class FaultProxy:
         parts = urlsplit(upstream)
         self.upstream = (str(parts.hostname), parts.port or 80)
         self.stall_seconds = stall_seconds
+        self.storage_environment: dict[str, str] = {}  # for whoever starts it in front of an S3 server
         self.stopping = threading.Event()
         self._lock = threading.Lock()
         self._mode, self._left, self._skip, self._every = "ok", 0, 0, False
