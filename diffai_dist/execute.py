@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import mmap
 import os
@@ -96,14 +97,14 @@ def measure(unit: Unit) -> Outcome:
     log.debug("unit %d starts in process %d", unit.index, os.getpid())
     task = _Task(unit)
     task.run()
-    rows = [task.node(index) for index in range(len(unit.runs))]
+    moments, shifts = task.nodes()
     log.debug("unit %d done in process %d", unit.index, os.getpid())
     return Outcome(
         unit.index,
         np.array([run.lane for run in unit.runs], np.int64),
         np.array([run.node for run in unit.runs], np.int64),
-        np.stack([row[0] for row in rows]),
-        np.stack([row[1] for row in rows]),
+        moments,
+        shifts,
         tuple((unit.runs[index].lane, failure) for index, failure in sorted(task.failures.items())),
         unit.nbytes,
         f"{socket.gethostname()}:{os.getpid()}",
@@ -117,7 +118,7 @@ class _Task:
     def __init__(self, unit: Unit) -> None:
         self.unit = unit
         self.leaves = [-(-(run.stop - run.first) // run.leaf) for run in unit.runs]
-        self.slots = [0, *np.cumsum(self.leaves).tolist()]
+        self.slots = [0, *itertools.accumulate(self.leaves)]  # first slot of each run
         self.moments = empty(MOMENTS, (self.slots[-1], unit.members))
         self.shifts = empty(SHIFT, (self.slots[-1], len(unit.pairs)))
         self.failures: dict[int, Failure] = {}
@@ -139,8 +140,10 @@ class _Task:
         """Whole blocks of one leaf at a time, short enough for the arena."""
         region = self.unit.arena // self.unit.members
         for index, run in enumerate(self.unit.runs):
-            bits = max(tensor.decoder.bits for tensor in run.tensors if tensor)
-            longest = max(min(region // 2, storage.chunk_bytes(_source(run))) * 8 // bits // BLOCK, 1) * BLOCK
+            longest = BLOCK  # any run of so few elements fits
+            if run.stop - run.first > BLOCK:
+                bits = max(tensor.decoder.bits for tensor in run.tensors if tensor)
+                longest *= max(min(region // 2, storage.chunk_bytes(_source(run))) * 8 // bits // BLOCK, 1)
             for leaf in range(self.leaves[index]):
                 start = run.first + leaf * run.leaf
                 stop = min(start + run.leaf, run.stop)
@@ -184,14 +187,17 @@ class _Task:
                     if storage.redact(span.source.url) == error.failure.object:
                         self.changed[span.source] = error.failure
 
-    def node(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The run's leaves, merged along the fixed tree."""
+    def nodes(self) -> tuple[np.ndarray, np.ndarray]:
+        """A row per run: its leaves, merged along the fixed tree."""
         from diffai_dist.kernels import merge_moments, merge_shifts
 
-        rows = slice(self.slots[index], self.slots[index + 1])
-        if self.leaves[index] == 1:
-            return self.moments[rows.start], self.shifts[rows.start]
-        return merge_tree(self.moments[rows], merge_moments), merge_tree(self.shifts[rows], merge_shifts)
+        moments, shifts = self.moments[self.slots[:-1]], self.shifts[self.slots[:-1]]
+        for index, leaves in enumerate(self.leaves):
+            if leaves > 1:
+                rows = slice(self.slots[index], self.slots[index + 1])
+                moments[index] = merge_tree(self.moments[rows], merge_moments)
+                shifts[index] = merge_tree(self.shifts[rows], merge_shifts)
+        return moments, shifts
 
 
 def _source(run: Run) -> Source:

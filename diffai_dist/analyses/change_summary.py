@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal
 from diffai_dist.analyses.roles import role
 from diffai_dist.analyses.sort_by_change import sort_by_change
 from diffai_dist.analyses.sums import Shift, ratio, rolled_up, shifts_of, total
-from diffai_dist.judging import coverage
 from diffai_dist.records import AnalysisRecord, Finding, Measurements, Side, Status, TensorRecord
 
 COUNTED: tuple[tuple[Status, Literal["medium", "info"]], ...] = (
@@ -35,6 +34,8 @@ class ChangeSummary:
 
     def __call__(self, measured: Measurements, pair_index: int, records: Sequence[TensorRecord]) -> AnalysisRecord:
         """Counts of tensors, sums over all elements that were compared, and the coverage behind them."""
+        from diffai_dist.judging import coverage  # brings NumPy, which --help does not need
+
         rows = shifts_of(measured, pair_index, records)
         whole = rolled_up(rows, total(row.d2 for row in rows))
         counts = Counter(record.status for record in records)
