@@ -126,14 +126,17 @@ def _client(place: Place) -> Iterator[Client]:
     from distributed import Client, LocalCluster
 
     if place.scheduler is None:
-        cluster = LocalCluster(
-            n_workers=place.workers,
-            threads_per_worker=place.threads or 1,
-            processes=True,
-            memory_limit=place.memory_limit or "auto",
-            dashboard_address=None,
-            silence_logs=logging.ERROR,
-        )
+        try:
+            cluster = LocalCluster(
+                n_workers=place.workers,
+                threads_per_worker=place.threads or 1,
+                processes=True,
+                memory_limit=place.memory_limit or "auto",
+                dashboard_address="127.0.0.1:0",  # any free port: the default one may be taken by another cluster
+                silence_logs=logging.ERROR,
+            )
+        except (RuntimeError, OSError) as error:
+            raise ClusterError(f"{place.workers} worker processes could not be started: {error}") from error
         with cluster, Client(cluster) as client:
             yield client
         return

@@ -21,7 +21,7 @@ RUNS_PER_UNIT = 4096  # bounds what a task carries where tensors are tiny
 
 # One thread's buffer: what it reads before it computes. Local reads of 1 MiB stay in the cache between the two;
 # remote ones want 4 ranges of 8 MiB under way.
-LOCAL_ARENA = 2 * 2**20
+LOCAL_ARENA = 4 * 2**20
 REMOTE_ARENA = 64 * 2**20
 BASE_MEMORY = 220 * 2**20  # Python, NumPy, numba and the compiled kernels, measured
 

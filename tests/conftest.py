@@ -7,6 +7,7 @@ s3            either of them in turn: the test runs twice, with the environment 
 bucket        the name of a fresh bucket of `s3`
 fault_proxy   fault_proxy(server) gives a proxy in front of it (servers.faultproxy.FaultProxy): .endpoint,
               .set(mode, n, skip), .log() of the ranged GETs with their .bytes; stopped after the test
+pair          two checkpoint files, a model and the same a step later (models.model, models.perturbed)
 use           use(server) or use(server.at(proxy.endpoint)) sets the environment so that s3:// URLs lead there
 """
 
@@ -14,10 +15,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
+import models
 from servers.faultproxy import FaultProxy
 from servers.moto import serve_moto
 from servers.s3server import S3Server
@@ -25,6 +28,15 @@ from servers.swift import serve_swift, why_not
 
 _numbers = itertools.count()
 Target = TypeVar("Target", S3Server, FaultProxy)
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder, arrays = tmp_path_factory.mktemp("pair"), models.model()
+    return (
+        models.write(folder / "a.safetensors", arrays),
+        models.write(folder / "b.safetensors", models.perturbed(arrays)),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -27,16 +27,6 @@ def program(*arguments: object, name: str = "diffai-dist", **environment: str) -
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("cli")
-    arrays = models.model()
-    return (
-        models.write(folder / "a.safetensors", arrays),
-        models.write(folder / "b.safetensors", models.perturbed(arrays)),
-    )
-
-
 def test_the_command_lines_of_the_seed_work(pair: tuple[Path, Path]) -> None:
     for flags in (
         [],

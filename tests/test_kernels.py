@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracle
-from diffai_dist.dtypes import DTYPES, Family, dtype_of
-from diffai_dist.kernels import comparable, compiled, measure, merge_moments, merge_shifts, tables
+from diffai_dist.dtypes import DTYPES, Family, comparable, dtype_of
+from diffai_dist.kernels import compiled, measure, merge_moments, merge_shifts, tables
 from diffai_dist.kernels.compiled import entry
 from diffai_dist.partials import BLOCK, MOMENTS, SHIFT, empty
 

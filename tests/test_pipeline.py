@@ -28,16 +28,6 @@ from diffai_dist.storage import Profile
 from diffai_dist.store import tensor_table
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("pair")
-    arrays = models.model()
-    return (
-        models.write(folder / "a.safetensors", arrays),
-        models.write(folder / "b.safetensors", models.perturbed(arrays)),
-    )
-
-
 def everything(report: Report) -> tuple[str, Any]:
     """The JSON output and the table, run id and URLs left out."""
     text = "".join(RENDERERS["json"](report.result, View(show_identical=True)))

@@ -28,16 +28,6 @@ def output(report: Report) -> str:
     return "".join(RENDERERS["json"](report.result, View(show_identical=True)))
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("pair")
-    arrays = models.model()
-    return (
-        models.write(folder / "a.safetensors", arrays),
-        models.write(folder / "b.safetensors", models.perturbed(arrays)),
-    )
-
-
 @pytest.fixture
 def urls(s3: Any, bucket: str, pair: tuple[Path, Path]) -> tuple[str, str]:
     for path in pair:

@@ -355,7 +355,7 @@ def hostile(name: str) -> Result:
 
 RAW = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 VIEWS = ({}, {"show_identical": True, "verbose": True, "sort_by_change": True}, {"width": 80})
-NAMES = pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+NAMES = pytest.mark.parametrize("name", HOSTILE, ids=[f"row29-33-{index}" for index in range(len(HOSTILE))])
 
 
 @NAMES

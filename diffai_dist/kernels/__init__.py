@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffai_dist.dtypes import DType, Family
 from diffai_dist.partials import BLOCK, MOMENTS, SHIFT, empty
 
 _ROW = BLOCK + 16  # words; a row of scratch ends in room for one vector, and rows do not alias in the cache
@@ -26,12 +25,6 @@ class Work(NamedTuple):
     doubles: np.ndarray  # uint64 [members, _ROW]
     spare32: np.ndarray  # uint32 [2, _ROW]: blocks with holes filled
     spare64: np.ndarray  # uint64 [4, _ROW]: likewise, and widened blocks
-
-
-def comparable(a: DType, b: DType) -> bool:
-    """Whether a pair of such tensors has a shift: bytes with bytes, complex with complex, numbers with numbers."""
-    numbers = (Family.SINGLE, Family.DOUBLE, Family.INTEGER)
-    return a.family == b.family or (a.family in numbers and b.family in numbers)
 
 
 def measure(

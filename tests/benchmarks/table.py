@@ -155,11 +155,13 @@ def many_tensors(data: Path, runs: int) -> str:
 
 
 def s3(data: Path, runs: int) -> str:
-    from s3 import rate_against_plain_loop
+    from s3 import ratios
 
     pair = write_pair(data / "s3", 256_000_000, 4, "F32")
-    found = rate_against_plain_loop(pair, runs)
-    return f"S3 (moto), 2 × 256 MB: rate over a plain s3fs loop over the same ranges | {found:.2f} | at least 0.85"
+    return "\n".join(
+        f"S3 ({server}), 2 × 256 MB: rate over that of a plain s3fs loop | {ratio:.2f} | at least 0.85"
+        for server, ratio in ratios(pair, runs).items()
+    )
 
 
 ROWS: dict[str, Row] = {
