@@ -21,6 +21,7 @@ from typing import TypeVar
 import pytest
 
 import models
+from diffai_dist.storage import s3_connection
 from servers.faultproxy import FaultProxy
 from servers.moto import serve_moto
 from servers.s3server import S3Server
@@ -61,6 +62,8 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Target], Target]:
             monkeypatch.delenv(name, raising=False)
         for name, value in server.storage_environment.items():
             monkeypatch.setenv(name, value)
+        # Connections keep the credentials they began with, and a proxy may get the port of an earlier one.
+        monkeypatch.setattr(s3_connection, "_connections", {})
         return server
 
     return lead_to
