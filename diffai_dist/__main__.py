@@ -7,14 +7,16 @@ import sys
 
 def main() -> None:
     """Run `diffai-dist`."""
-    from diffai_dist.cli import commands, run
+    from diffai_dist.cli import commands
+    from diffai_dist.console import run
 
     sys.exit(run(commands, "diffai-dist"))
 
 
 def diffai() -> None:
     """Run `diffai`, which is `diffai-dist compare`."""
-    from diffai_dist.cli import diffai, run
+    from diffai_dist.cli import diffai
+    from diffai_dist.console import run
 
     sys.exit(run(diffai, "diffai"))
 

@@ -1,20 +1,17 @@
-"""The verbs. A command parses, calls one function of the library, prints; the only module that knows click."""
+"""The verbs. A command parses, calls one function of the library, prints."""
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
-import os
-import signal
 import sys
-import traceback
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from diffai_dist.errors import DiffaiError, UsageError
+from diffai_dist.console import print_chunks
+from diffai_dist.errors import UsageError
 
 if TYPE_CHECKING:
     from diffai_dist.pipeline import OnProgress, Report
@@ -25,56 +22,6 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 OUTPUTS = ("text", "json", "yaml", "markdown")
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived."""
-
-
-def _on_sigterm(number: int, frame: object) -> NoReturn:
-    raise Terminated
-
-
-def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the number says how it ended (README, Exit codes). click's own codes collide with ours."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
-    # 100,000 tensors are millions of objects that live to the end: the collector's default of looking through them
-    # every 700 allocations took a third of the time.
-    gc.set_threshold(100_000, 50, 100)
-    try:
-        code = command.main(arguments, prog_name=name, standalone_mode=False)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else 0
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        _leave(130)
-    except Terminated:
-        _leave(143)
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except DiffaiError as error:
-        click.echo(f"{name}: {error}", err=True)
-        return error.exit_code
-    except SystemExit:  # click's answer to a reader of --help that left
-        _hang_up()
-        return 0
-    except Exception:  # a bug: shown whole, but never as code 1
-        traceback.print_exc()
-        click.echo(f"{name}: this is a bug in diffai-dist; please report it with the lines above", err=True)
-        return 4
-
-
-def _hang_up() -> None:
-    """Nothing more to say on stdout, also not when Python flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _leave(code: int) -> NoReturn:
-    """End at once: threads that wait for a server would hold up an ordinary exit."""
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -260,18 +207,6 @@ class _Target:
             storage.publish(storage.check_url(self.path), data, self.profile)
             return
         print_chunks(chunks)
-
-
-def print_chunks(chunks: Iterable[str]) -> None:
-    """Write to stdout whatever its encoding; what it cannot hold becomes ASCII or an escape."""
-    from diffai_dist.terminal import fit
-
-    try:
-        for chunk in chunks:
-            sys.stdout.write(fit(chunk, sys.stdout.encoding))
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader left (`| head`); click would make that exit code 1
-        _hang_up()
 
 
 class _Bar:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "diffai_dist"
 # Bottom first: a module imports only from names left of its own, and from its own package.
 LAYERS = """
     errors dtypes storage checkpoint schemes formats comparison grid partials kernels statistics records judging plan
-    execute analyses terminal report cluster run store pipeline inspection demo cli __init__ __main__
+    execute analyses terminal report cluster run store pipeline inspection demo console cli __init__ __main__
 """.split()
 
 HOMES = {
@@ -28,7 +28,7 @@ HOMES = {
     "distributed": "cluster",
     "pyarrow": "store",
     "rich": "terminal",
-    "click": "cli",
+    "click": "cli console",
     "yaml": "report",
     "safetensors": "demo",
     "pandas": "pipeline",

@@ -158,7 +158,8 @@ def test_signals_end_with_their_codes(moto: Any, fault_proxy: Any, tmp_path: Pat
 def test_help_and_version_import_nothing_heavy() -> None:
     script = """
 import sys
-from diffai_dist.cli import commands, run
+from diffai_dist.cli import commands
+from diffai_dist.console import run
 code = run(commands, "diffai-dist", [sys.argv[1]])
 heavy = {"numba", "pyarrow", "dask", "distributed", "s3fs", "fsspec", "pandas", "rich", "pydantic"} & set(sys.modules)
 assert not heavy, heavy
@@ -180,7 +181,8 @@ def test_importing_the_package_imports_nothing_else() -> None:
 def test_comparing_files_needs_no_cluster_no_cloud_and_no_tables(pair: tuple[Path, Path]) -> None:
     script = """
 import sys
-from diffai_dist.cli import commands, run
+from diffai_dist.cli import commands
+from diffai_dist.console import run
 run(commands, "diffai-dist", ["compare", *sys.argv[1:], "--no-progress"])
 heavy = {"pyarrow", "distributed", "s3fs", "pandas", "aiobotocore"} & set(sys.modules)
 assert not heavy, heavy
@@ -196,7 +198,8 @@ def test_plan_reads_no_weights(pair: tuple[Path, Path]) -> None:
     script = """
 import sys
 from diffai_dist import storage
-from diffai_dist.cli import commands, run
+from diffai_dist.cli import commands
+from diffai_dist.console import run
 run(commands, "diffai-dist", ["plan", *sys.argv[1:]])
 assert storage.traffic().bytes <= 2 * 131072, storage.traffic()
 """
