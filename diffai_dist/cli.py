@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -55,14 +56,16 @@ place_options = _together(
 
 talk_options = _together(
     click.option("-q", "--quiet", is_flag=True, help="Print nothing; exit code 1 says that something differs."),
-    click.option("-v", "--verbose", count=True, help="Log to stderr; twice for more."),
+    click.option("-v", "--verbose", count=True, help="More numbers per tensor, and a log on stderr; twice for more."),
     click.option("--no-color", is_flag=True, help="No colours (also NO_COLOR)."),
     click.option("--no-progress", is_flag=True, help="No progress on stderr."),
 )
 
 output_options = _together(
     click.option("-o", "--output", type=click.Choice(OUTPUTS), default="text", show_default=True, help="Format."),
-    click.option("--output-file", metavar="PATH", help="Write the result to a file or URL in place of stdout."),
+    click.option(
+        "--output-file", metavar="PATH", type=click.Path(), help="Write the result to a file or URL in place of stdout."
+    ),
     click.option("--force", is_flag=True, help="Replace the output file if it exists."),
     click.option("--show-identical", is_flag=True, help="Show tensors without a difference, too."),
     click.option("--sort-by-change-magnitude", is_flag=True, help="Largest relative change first."),
@@ -97,7 +100,7 @@ compare_options = _together(
     click.option(
         "--epsilon", type=click.FloatRange(0), metavar="X", help="Differences of at most X count as none, and are said."
     ),
-    click.option("--store", metavar="URL", help="Keep the run there as JSON and Parquet."),
+    click.option("--store", metavar="URL", type=click.Path(), help="Keep the run there as JSON and Parquet."),
     click.option("--exit-code", is_flag=True, help="Exit with 1 when something differs, like git diff."),
     place_options,
     storage_options,
@@ -136,12 +139,17 @@ def _compare(baseline: str, candidate: str, **options: Any) -> int:
     return report.exit_code(differences_count=options["exit_code"] or quiet)
 
 
-commands.command("compare")(
-    click.argument("baseline")(click.argument("candidate")(compare_options(_compare)))
-)  # fmt: skip
+two_checkpoints = _together(
+    click.argument("baseline", type=click.Path()),  # a type with which shells complete file names; URLs pass, too
+    click.argument("candidate", type=click.Path()),
+)
+
+commands.command("compare")(two_checkpoints(compare_options(_compare)))
 diffai = click.command("diffai", context_settings=commands.context_settings)(
     click.version_option(package_name="diffai-dist", prog_name="diffai")(
-        click.argument("baseline")(click.argument("candidate")(compare_options(_compare)))
+        click.argument("baseline", type=click.Path())(
+            click.argument("candidate", type=click.Path())(compare_options(_compare))
+        )
     )
 )
 
@@ -152,8 +160,6 @@ def _settings(options: dict[str, Any]) -> Settings:
     from diffai_dist.comparison import Selection
     from diffai_dist.run import Settings
 
-    if options["workers"] and options["scheduler"]:
-        raise UsageError("--workers starts a cluster, --scheduler joins one: give one of them")
     return Settings(
         Selection(options["include"], options["exclude"], options["ignore_keys_regex"]),
         options["epsilon"],
@@ -185,6 +191,8 @@ class _Target:
         from diffai_dist.terminal import colours, width
 
         self.path, self.profile, self.output = options["output_file"], _profile(options), options["output"]
+        if self.path and not storage.is_remote(self.path) and not Path(self.path).resolve().parent.is_dir():
+            raise UsageError(f"{self.path}: there is no such folder")
         if self.path and not options["force"] and storage.fetch(storage.check_url(self.path), self.profile) is not None:
             raise UsageError(f"{storage.redact(self.path)} exists; give --force to replace it, or another name")
         terminal = not self.path and sys.stdout.isatty()
@@ -252,23 +260,21 @@ def _save(report: Report, store: str, quiet: bool) -> None:
 def _say_on_stderr(report: Report, output: str, target: _Target) -> None:
     """What stdout does not say to a person: warnings, and failures and coverage where the output is for a program."""
     from diffai_dist.records import SCHEMA_VERSION
-    from diffai_dist.report import coverage_lines
+    from diffai_dist.report import coverage_lines, failure_entries
     from diffai_dist.terminal import escape
 
     for warning in report.result.warnings:
         click.echo(f"warning: {escape(warning, 400)}", err=True)
-    if output != "text" or target.path:
-        for failure in report.failures[:20]:
-            click.echo(f"failed: {escape(failure.sentence(), 1000)}", err=True)
-        if len(report.failures) > 20:
-            click.echo(f"failed: {len(report.failures) - 20:,} more; all are in the output", err=True)
+    if target.path or output in ("json", "yaml"):
+        for entry in failure_entries(report.failures):
+            click.echo(f"failed: {entry}", err=True)
         for line in coverage_lines(report.result):
             click.echo(line, err=True)
         click.echo(f"schema {SCHEMA_VERSION}", err=True)
 
 
 @commands.command("inspect")
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=click.Path())
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Format.")
 @storage_options
 @click.option("--no-color", is_flag=True, help="No colours (also NO_COLOR).")
@@ -285,8 +291,7 @@ def inspect(checkpoint: str, output: str, no_color: bool, **options: Any) -> int
 
 
 @commands.command("plan")
-@click.argument("baseline")
-@click.argument("candidate")
+@two_checkpoints
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Format.")
 @selection_options
 @place_options
@@ -311,15 +316,20 @@ def plan(baseline: str, candidate: str, output: str, **options: Any) -> int:
 
 
 def _end_with(failures: Sequence[Any]) -> int:
-    from diffai_dist.terminal import escape
+    from diffai_dist.report import failure_entries
 
-    for failure in failures:
-        click.echo(f"failed: {escape(failure.sentence(), 1000)}", err=True)
+    for entry in failure_entries(failures):
+        click.echo(f"failed: {entry}", err=True)
     return 3 if failures else 0
 
 
 @commands.command("demo")
-@click.option("--directory", metavar="PATH", help="Where to write the checkpoints [default: a new temporary folder].")
+@click.option(
+    "--directory",
+    metavar="PATH",
+    type=click.Path(),
+    help="Where to write the checkpoints [default: a new temporary folder].",
+)
 def demo(directory: str | None) -> int:
     """Train a tiny network, write its checkpoints with planted faults, compare them, say what to try next."""
     from diffai_dist.demo import run_demo

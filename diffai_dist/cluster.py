@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 # dask holds one graph of at most this many units at a time, so that a million units need no memory for graphs.
 WINDOW = 1024
 STOP_SECONDS = 5  # how long units under way may take to end once nobody wants them
+CONNECT_TIMEOUT = 15  # seconds in which a scheduler answers
 WORKER_TIMEOUT = 60  # seconds to wait for the first worker
 
 
@@ -43,6 +44,13 @@ class Place:
     threads: int | None = None  # per process
     memory_limit: str | None = None  # of this process, or of each worker of a LocalCluster
     verbose: bool = False  # workers log their units to their own stderr
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.scheduler is not None:
+            raise UsageError("workers starts a cluster, scheduler joins one: give one of them")
+        for name, number in (("workers", self.workers), ("threads", self.threads)):
+            if number is not None and number < 1:
+                raise UsageError(f"{name} is {number}: give at least 1")
 
     @property
     def threads_here(self) -> int:
@@ -136,13 +144,14 @@ def _client(place: Place) -> Iterator[Client]:
                 silence_logs=logging.ERROR,
             )
         except (RuntimeError, OSError) as error:
-            raise ClusterError(f"{place.workers} worker processes could not be started: {error}") from error
+            hint = 'A script that starts workers must do so under `if __name__ == "__main__":`'
+            raise ClusterError(f"{place.workers} worker processes could not be started: {error}. {hint}") from error
         with cluster, Client(cluster) as client:
             yield client
         return
     address = _address(place.scheduler)
     try:
-        client = Client(**address, timeout=WORKER_TIMEOUT, set_as_default=False)
+        client = Client(**address, timeout=CONNECT_TIMEOUT, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise ClusterError(f"no scheduler answers at {place.scheduler}: {error}") from error
     with client:
@@ -154,7 +163,7 @@ def _address(scheduler: str) -> dict[str, str]:
     if scheduler == "env":
         address = os.environ.get("DASK_SCHEDULER_ADDRESS")
         if not address:
-            raise ClusterError("--scheduler env needs the environment variable DASK_SCHEDULER_ADDRESS")
+            raise UsageError("--scheduler env needs the environment variable DASK_SCHEDULER_ADDRESS")
         return {"address": address}
     return {"address": scheduler} if "://" in scheduler else {"scheduler_file": scheduler}
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import click
 
-from diffai_dist.errors import DiffaiError
+from diffai_dist.errors import CheckpointError, DiffaiError
 
 
 class Terminated(BaseException):
@@ -43,7 +43,8 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
         error.show()
         return 2
     except DiffaiError as error:
-        click.echo(f"{name}: {error}", err=True)
+        code = "" if isinstance(error, CheckpointError) else f" [{error.code}]"  # its sentence ends in the code
+        click.echo(f"{name}: {error}{code}", err=True)
         return error.exit_code
     except SystemExit:  # click's answer to a reader of --help that left
         _hang_up()

@@ -89,7 +89,7 @@ def run_demo(directory: str | None = None) -> Iterator[str]:
 
     folder = Path(directory) if directory else Path(tempfile.mkdtemp(prefix="diffai-demo-"))
     folder.mkdir(parents=True, exist_ok=True)
-    yield "Training a network of three layers on four spirals ...\n"
+    yield "Training a network of three layers on four spirals ... (the first run here also compiles the kernels)\n"
     first, second, frozen, broken = write_checkpoints(folder)
     yield f"Checkpoints in {folder}: {', '.join(path.name for path in (first, second, frozen, broken))}\n"
     shown = (

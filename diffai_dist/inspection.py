@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffai_dist import storage
+from diffai_dist.comparison import natural
 from diffai_dist.records import SCHEMA_VERSION
 from diffai_dist.terminal import count, escape, size
 
@@ -37,7 +38,7 @@ def as_document(checkpoint: Checkpoint) -> dict[str, Any]:
                 "object": storage.redact(tensor.spans[0].source.url),
                 "offset": tensor.spans[0].start,
             }
-            for tensor in checkpoint.tensors.values()
+            for tensor in sorted(checkpoint.tensors.values(), key=lambda tensor: natural(tensor.name))
         ],
         "unreadable": sorted(checkpoint.unreadable),
         "warnings": list(checkpoint.warnings),

@@ -83,7 +83,7 @@ def run_plan(plan: Plan, place: Place, on_progress: OnProgress | None = None) ->
                 retries = sum(one.retries for one in traffic.values())
                 on_progress(outcome.nbytes, done, len(outcome.failures), retries)
     requests, read = (sum(getattr(one, name) for one in traffic.values()) for name in ("requests", "bytes"))
-    log.info("%d requests, %d bytes read, in %d processes", requests, read, len(traffic))
+    log.info("requests %d, bytes read %d, processes %d; headers included", requests, read, len(traffic))
     return folder.measurements()
 
 
@@ -105,7 +105,8 @@ def judge(opened: Opened, measured: Measurements | None, settings: Settings) -> 
     baseline, candidate = opened.urls
     warnings = tuple(warning for member in opened.members if member for warning in member.warnings)
     if measured is None:
-        nothing = Coverage(0, 0, 0, 0, 0, 0, 0, {"a checkpoint could not be opened": 0})
+        closed = sum(member is None for member in opened.members)
+        nothing = Coverage(0, 0, 0, 0, 0, 0, 0, {"checkpoints that could not be opened": closed})
         return Result(baseline, candidate, (), opened.failures, (), nothing, warnings)
     records = tensor_records(measured, 0, settings.epsilon)
     failed = [replace(failure, tensor=measured.comparison.aligned[i].name) for i, failure in measured.failures.items()]
@@ -152,7 +153,18 @@ class Report(Run):
 
     def to_pandas(self) -> pandas.DataFrame:
         """All tensors as a DataFrame; needs pandas."""
-        return self.tensors.to_pandas()
+        try:
+            return self.tensors.to_pandas()
+        except ModuleNotFoundError as error:
+            raise UsageError("to_pandas needs pandas: pip install 'diffai-dist[pandas]'") from error
+
+    def raise_for_failures(self) -> Report:
+        """The report itself, or the error of the first thing that could not be read."""
+        for failure in self.failures:
+            raise CheckpointError(
+                failure.object, failure.found, expected=failure.expected, hint=failure.hint, tensor=failure.tensor
+            )
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """The run document: comparison, coverage, failures, settings, schema version, exit code."""
@@ -169,6 +181,8 @@ def run_comparison(
     comparison = opened.comparison(settings.selection)
     if comparison is None:
         return Report(judge(opened, None, settings), None, None, settings)
+    if comparison.left_out and not comparison.aligned:
+        raise UsageError(f"the selection leaves none of {comparison.left_out:,} tensors; globs match whole names")
     plan = make_plan(comparison, settings.profile, settings.unit_bytes)
     place = fit_place(plan, settings.place)
     measured = run_plan(plan, place, start_progress(plan) if start_progress else None)
@@ -179,8 +193,8 @@ def compare(
     baseline: str,
     candidate: str,
     *,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     ignore_keys_regex: str | None = None,
     epsilon: float | None = None,
     analyses: Sequence[str] = (),
@@ -194,17 +208,18 @@ def compare(
 ) -> Report:
     """Compare two checkpoints and return the report; the same as `diffai-dist compare`.
 
-    `storage_options` takes `endpoint_url`, `anon` and `name` (of an AWS profile); secrets come from the environment.
+    `storage_options` takes `endpoint_url`, `anon` and `profile`; secrets come from the environment. Workers are
+    processes: a script that asks for them does so under `if __name__ == "__main__":`.
     Raises UsageError, ClusterError or StoreError; what could not be read is in `failures` of the report.
     """
     unknown = [name for name in analyses if name not in ANALYSES]
     if unknown:
         raise UsageError(f"unknown analysis {unknown[0]!r}; there are {', '.join(ANALYSES)}")
     settings = Settings(
-        Selection(tuple(include), tuple(exclude), ignore_keys_regex),
+        Selection(_globs(include), _globs(exclude), ignore_keys_regex),
         epsilon,
         tuple(analyses),
-        Profile(**(storage_options or {})),
+        _profile(storage_options or {}),
         Place(workers, scheduler, threads, memory_limit),
         unit_bytes,
     )
@@ -212,6 +227,18 @@ def compare(
     if store:
         save(report, store)
     return report
+
+
+def _globs(globs: str | Sequence[str]) -> tuple[str, ...]:
+    return (globs,) if isinstance(globs, str) else tuple(globs)
+
+
+def _profile(options: Mapping[str, Any]) -> Profile:
+    names = {"endpoint_url": "endpoint_url", "anon": "anon", "profile": "name"}
+    unknown = sorted(set(options) - set(names))
+    if unknown:
+        raise UsageError(f"storage_options takes {', '.join(names)}, and no secrets; not {', '.join(unknown)}")
+    return Profile(**{names[key]: value for key, value in options.items()})
 
 
 def save(report: Report, store: str) -> str:

@@ -140,3 +140,8 @@ class Result:
     def complete(self) -> bool:
         """Whether everything that should be read was read."""
         return not self.failures
+
+    @property
+    def verdict(self) -> str:
+        """The result in a word."""
+        return "incomplete" if self.failures else "different" if self.differs else "identical"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from diffai_dist.cluster import Place
 from diffai_dist.comparison import Selection
-from diffai_dist.errors import CheckpointError
+from diffai_dist.errors import CheckpointError, UsageError
 from diffai_dist.partials import ALGORITHM
 from diffai_dist.plan import Plan
 from diffai_dist.records import Measurements, Result
@@ -27,6 +28,12 @@ class Settings:
     place: Place = field(default_factory=Place)
     unit_bytes: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.epsilon is not None and not 0 <= self.epsilon < math.inf:
+            raise UsageError(f"epsilon is {self.epsilon}: it must be a finite number of at least 0")
+        if self.unit_bytes is not None and self.unit_bytes < 1:
+            raise UsageError(f"a unit of {self.unit_bytes} bytes cannot be read: give at least 1")
+
     def digest_part(self) -> dict[str, Any]:
         """What decides the result: not the place, not the size of units."""
         return {
@@ -39,14 +46,18 @@ class Settings:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Run:
     """A finished run; `plan` and `measurements` are None where a checkpoint could not be opened at all."""
 
     result: Result
     plan: Plan | None
-    measurements: Measurements | None = field(repr=False)
+    measurements: Measurements | None
     settings: Settings
+
+    def __repr__(self) -> str:
+        found = self.result
+        return f"<Run {self.id}: {found.baseline} and {found.candidate}, {len(found.tensors)} tensors, {found.verdict}>"
 
     @property
     def id(self) -> str:

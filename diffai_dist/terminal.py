@@ -239,7 +239,8 @@ class Progress:
             rate = self._bytes / seconds
             left = max(0, self._total_bytes - self._bytes) / rate
             parts += [f"{size(rate)}/s", f"eta {duration(left)}"]
-        return " · ".join((*parts, f"retries {self._retries:,}", f"failed {self._failed:,}"))
+        trouble = (("retries", self._retries), ("failed", self._failed))
+        return " · ".join([*parts, *(f"{name} {number:,}" for name, number in trouble if number)])
 
     def _tell(self, now: float) -> None:
         self._told = now

@@ -83,7 +83,8 @@ def test_exit_codes_do_not_depend_on_the_output(pair: tuple[Path, Path], tmp_pat
     assert code(a) == 2
     assert code(a, "ftp://host/x.safetensors") == 2
     assert code(a, b, "--workers", "1", "--scheduler", "env") == 2
-    assert program("compare", a, b, "-o", output, "--scheduler", "env", DASK_SCHEDULER_ADDRESS="").returncode == 4
+    assert program("compare", a, b, "-o", output, "--scheduler", "env", DASK_SCHEDULER_ADDRESS="").returncode == 2
+    assert program("compare", a, b, "-o", output, "--scheduler", tmp_path / "none.json").returncode == 4
 
 
 def test_quiet_prints_nothing(pair: tuple[Path, Path]) -> None:

@@ -146,7 +146,7 @@ def test_a_lost_scheduler_is_a_cluster_error(running: tuple[Path, list[Any]]) ->
 
 def test_no_scheduler_address_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
-    with pytest.raises(ClusterError, match="DASK_SCHEDULER_ADDRESS"), engine(Place(scheduler="env"), lost):
+    with pytest.raises(UsageError, match="DASK_SCHEDULER_ADDRESS"), engine(Place(scheduler="env"), lost):
         pass
 
 

@@ -17,6 +17,7 @@ import models
 from diffai_dist import storage
 from diffai_dist.cluster import Place
 from diffai_dist.comparison import Pair, compare_members
+from diffai_dist.errors import CheckpointError, UsageError
 from diffai_dist.execute import Folder, Outcome, measure
 from diffai_dist.formats import open_checkpoint
 from diffai_dist.judging import tensor_records
@@ -273,3 +274,41 @@ def test_epsilon_counts_small_differences_as_none_and_says_so(tmp_path: Path) ->
     assert with_epsilon["n"].status == "changed"  # a NaN is no small difference
     without = {record.name: record.status for record in compare(str(a), str(b), epsilon=1e-9).result.tensors}
     assert without == {"w": "changed", "n": "changed"}
+
+
+# What cannot be meant is refused before anything is read.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epsilon": float("nan")}, "epsilon"),
+        ({"epsilon": -1.0}, "epsilon"),
+        ({"epsilon": float("inf")}, "epsilon"),
+        ({"workers": 0}, "workers is 0"),
+        ({"threads": 0}, "threads is 0"),
+        ({"unit_bytes": 0}, "unit"),
+        ({"workers": 1, "scheduler": "env"}, "one of them"),
+        ({"include": "model.layers.0"}, "leaves none of"),
+        ({"storage_options": {"key": "x", "secret": "y"}}, "no secrets; not key, secret"),
+        ({"analyses": ["reasoning"]}, "unknown analysis"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_settings_that_make_no_sense_are_refused(pair: tuple[Path, Path], options: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        compare(*map(str, pair), **options)
+
+
+def test_one_glob_needs_no_list(pair: tuple[Path, Path]) -> None:
+    report = compare(*map(str, pair), include="model.layers.1.*")
+    assert {record.name for record in report.result.tensors} == {
+        "model.layers.1.mlp.up_proj.weight",
+        "model.layers.1.self_attn.q_proj.weight",
+    }
+
+
+def test_failures_can_be_raised(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    assert compare(*map(str, pair)).raise_for_failures()
+    with pytest.raises(CheckpointError, match="nothing"):
+        compare(str(pair[0]), str(tmp_path / "nothing")).raise_for_failures()

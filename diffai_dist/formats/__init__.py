@@ -6,14 +6,16 @@ import contextlib
 from collections.abc import Callable, Collection, Mapping
 
 from diffai_dist.checkpoint import Checkpoint
-from diffai_dist.errors import BadIndex, CheckpointError
+from diffai_dist.errors import BadIndex, CheckpointError, UnknownFormat
 from diffai_dist.formats.assembly import assemble, read_shards
 from diffai_dist.formats.folder import choose
 from diffai_dist.formats.index import MAX_INDEX_BYTES, Index, parse_index
 from diffai_dist.formats.names import listed
 from diffai_dist.formats.safetensors import read_header
-from diffai_dist.storage import Profile, check_url, entries, join, kind, pin, read, redact
+from diffai_dist.storage import Profile, check_url, entries, folders, join, kind, pin, read, redact
 from diffai_dist.storage.urls import basename, parent
+
+SNAPSHOTS = "snapshots"  # of a model in a Hugging Face cache, beside refs and blobs
 
 
 def open_checkpoint(url: str, profile: Profile) -> Checkpoint:
@@ -44,6 +46,10 @@ def open_index(url: str, profile: Profile) -> Checkpoint:
 def open_folder(url: str, profile: Profile) -> Checkpoint:
     """The one checkpoint among the files of a folder; what else lies there is named and not read."""
     files = entries(url, profile)
+    if not files and SNAPSHOTS in (inside := folders(url, profile)) and "refs" in inside:
+        revisions = folders(join(url, SNAPSHOTS), profile)
+        found = f"a Hugging Face cache folder with the snapshots {listed(revisions)}"
+        raise UnknownFormat(redact(url), found, hint=f"Name one of them, {SNAPSHOTS}/<revision>")
     layout = choose(files, redact(url))
     if layout.index:
         return _open_indexed(url, join(url, layout.index), files, profile, layout.warnings)

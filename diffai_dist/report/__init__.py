@@ -9,9 +9,9 @@ from diffai_dist.report import json, markdown, text, yaml
 from diffai_dist.report.array import as_records
 from diffai_dist.report.schema import records_schema
 from diffai_dist.report.view import View
-from diffai_dist.report.wording import coverage_lines
+from diffai_dist.report.wording import coverage_lines, failure_entries
 
-__all__ = ["RENDERERS", "View", "as_records", "coverage_lines", "records_schema"]
+__all__ = ["RENDERERS", "View", "as_records", "coverage_lines", "failure_entries", "records_schema"]
 
 RENDERERS: dict[str, Callable[[Result, View], Iterator[str]]] = {
     "text": text.render,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from diffai_dist.records import AnalysisRecord, Finding, Result, TensorRecord
 from diffai_dist.report.tables import named, plain, tables, title, worst_first
 from diffai_dist.report.view import View, shown
-from diffai_dist.report.wording import coverage_lines, entries, failure_entry, total_line
+from diffai_dist.report.wording import coverage_lines, entries, failure_entries, total_line
 from diffai_dist.terminal import cells, escape, paint
 
 SIGNS = {"changed": "~", "added": "+", "removed": "-", "incomparable": "!", "identical": "=", "failed": "x"}
@@ -24,8 +24,8 @@ def render(result: Result, view: View) -> Iterator[str]:
     """The lines in the order they are read: what differs first, the verdict last, where a terminal stops scrolling."""
     for record in shown(result, view):
         yield tensor_lines(record, view)
-    for failure in result.failures:
-        yield f"  {paint('x', 'bold red', view.colour)} {failure_entry(failure)}\n"
+    for entry in failure_entries(result.failures, view.verbose):
+        yield f"  {paint('x', 'bold red', view.colour)} {entry}\n"
     for analysis in result.analyses:
         yield from analysis_lines(analysis, view)
     if result.analyses:
@@ -37,11 +37,9 @@ def render(result: Result, view: View) -> Iterator[str]:
 def tensor_lines(record: TensorRecord, view: View) -> str:
     """One line per tensor; on a narrow terminal its first entries, and the rest on indented lines."""
     found = entries(record, view.verbose)
-    limit = None
-    if view.width:
-        limit = min(256, max(SHORTEST_NAME, view.width - len("  ~ : ,") - len(", ".join(found[:2]))))
-    name = escape(record.name, limit)
-    start = f"  {SIGNS[record.status]} {name}:"
+    # A name that leaves no room for the first two entries has a line of its own: cut names look alike.
+    limit = min(256, max(SHORTEST_NAME, view.width - len("  ~ :"))) if view.width else None
+    start = f"  {SIGNS[record.status]} {escape(record.name, limit)}:"
     lines = fill(start, found, view.width)
     if not view.colour:
         return "\n".join(lines) + "\n"
@@ -59,6 +57,8 @@ def fill(start: str, found: Sequence[str], width: int | None) -> list[str]:
     if width is None:
         return [f"{start} {', '.join(found)}"]
     lines, used = [start], cells(start)
+    if used + 2 + cells(", ".join(found[:2])) > width:
+        used = width
     for i, entry in enumerate(found):
         entry += "," if i < len(found) - 1 else ""
         size = 1 + cells(entry)

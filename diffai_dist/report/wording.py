@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -59,7 +61,11 @@ def entries(record: TensorRecord, verbose: bool = False) -> list[str]:
         found = _identical(record, candidate)
     else:
         found = _both(record, baseline, candidate, verbose)
-    return [*found, f"reason={escape(record.reason, 1024)}"] if record.reason else found
+    explained = record.reason is None or not (record.change is None or any(map(_UNDEFINED.search, found)))
+    return found if explained else [*found, f"reason={escape(record.reason or '', 1024)}"]
+
+
+_UNDEFINED = re.compile(r"=-$|=-@|=-->|->-$|=inf$")  # a reason is shown beside a number that is missing
 
 
 def _single(side: Side, verbose: bool) -> list[str]:
@@ -124,6 +130,23 @@ def failure_entry(failure: Failure) -> str:
     expected = f", expected {escape(failure.expected, 1024)}" if failure.expected else ""
     hint = f". {escape(failure.hint, 1024)}" if failure.hint else ""
     return f"{where}: {escape(failure.found, 1024)}{expected}{hint} [{failure.code}]"
+
+
+def failure_entries(failures: Sequence[Failure], verbose: bool = False) -> list[str]:
+    """One entry per failure; where one cause spoils many tensors of an object, the first stands for the others."""
+    groups: dict[Failure, list[Failure]] = {}
+    for failure in failures:
+        groups.setdefault(dataclasses.replace(failure, tensor=None), []).append(failure)
+    entries: list[str] = []
+    for group in groups.values():
+        few = verbose or len(group) <= FEW
+        entries += map(failure_entry, group if few else group[:1])
+        if not few:
+            entries[-1] += f" (and {len(group) - 1:,} more tensors, all in --output json)"
+    return entries
+
+
+FEW = 3  # failures with one cause that are listed one by one
 
 
 def total_line(result: Result) -> str:
