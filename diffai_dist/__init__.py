@@ -1,7 +1,7 @@
 """Compare ML model checkpoints: exact numbers, local or in a bucket, on one machine or a dask cluster.
 
 >>> import diffai_dist
->>> report = diffai_dist.pipeline("old.safetensors", "new.safetensors")  # doctest: +SKIP
+>>> report = diffai_dist.compare("old.safetensors", "new.safetensors")  # doctest: +SKIP
 >>> report.to_pandas().nlargest(10, "rel_l2")  # doctest: +SKIP
 """
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import sys
+from typing import NoReturn
+
+from diffai_dist import console
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run `diffai-dist`."""
     from diffai_dist.cli import commands
-    from diffai_dist.console import run
 
-    sys.exit(run(commands, "diffai-dist"))
+    console.main(commands, "diffai-dist")
 
 
-def diffai() -> None:
+def diffai() -> NoReturn:
     """Run `diffai`, which is `diffai-dist compare`."""
     from diffai_dist.cli import diffai
-    from diffai_dist.console import run
 
-    sys.exit(run(diffai, "diffai"))
+    console.main(diffai, "diffai")
 
 
 if __name__ == "__main__":

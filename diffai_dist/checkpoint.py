@@ -51,7 +51,8 @@ class Checkpoint:
     """Named tensors with their metadata, in one or many pinned objects.
 
     `unreadable` holds the tensors that should be there but cannot be read (a missing shard), `failures` what is
-    wrong with the checkpoint as a whole, `warnings` what is odd and harmless.
+    wrong with the checkpoint as a whole, `warnings` what is odd and harmless. `unknown` says which part is missing
+    without anyone knowing its tensors: a name that is not here may be there.
     """
 
     url: str  # redacted
@@ -62,3 +63,4 @@ class Checkpoint:
     unreadable: Mapping[str, Failure] = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
     warnings: tuple[str, ...] = ()
+    unknown: Failure | None = None

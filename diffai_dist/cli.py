@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from diffai_dist.console import print_chunks
-from diffai_dist.errors import UsageError
+from diffai_dist.errors import Unreadable, UsageError
 
 if TYPE_CHECKING:
     from diffai_dist.pipeline import OnProgress, Report
@@ -126,16 +126,19 @@ def _compare(baseline: str, candidate: str, **options: Any) -> int:
 
     _start_logging(options["verbose"])
     target = _Target(options)
+    if options["store"]:
+        _check_store(options["store"], _profile(options))
     settings = _settings(options)
     quiet = options["quiet"]
     bar = _Bar(enabled=not quiet and not options["no_progress"])
     with bar:
         report = run_comparison([baseline, candidate], settings, bar.start)
-    if options["store"]:
-        _save(report, options["store"], quiet)
-    if not quiet:
+    if not quiet or target.path:
         target.write(report)
+    if not quiet:
         _say_on_stderr(report, options["output"], target)
+    if options["store"]:  # last: a store that fails does not cost the result
+        _save(report, options["store"], quiet)
     return report.exit_code(differences_count=options["exit_code"] or quiet)
 
 
@@ -172,7 +175,7 @@ def _settings(options: dict[str, Any]) -> Settings:
             options["memory_limit"],
             bool(options["verbose"]),
         ),
-        memory_bytes(options["unit_size"]),
+        memory_bytes(options["unit_size"], "--unit-size"),
     )
 
 
@@ -186,15 +189,12 @@ class _Target:
     """Where the result goes: stdout, or a file that is not there yet."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        from diffai_dist import storage
         from diffai_dist.report import View
         from diffai_dist.terminal import colours, width
 
         self.path, self.profile, self.output = options["output_file"], _profile(options), options["output"]
-        if self.path and not storage.is_remote(self.path) and not Path(self.path).resolve().parent.is_dir():
-            raise UsageError(f"{self.path}: there is no such folder")
-        if self.path and not options["force"] and storage.fetch(storage.check_url(self.path), self.profile) is not None:
-            raise UsageError(f"{storage.redact(self.path)} exists; give --force to replace it, or another name")
+        if self.path:
+            _check_output_file(self.path, self.profile, options["force"])
         terminal = not self.path and sys.stdout.isatty()
         self.view = View(
             show_identical=options["show_identical"],
@@ -212,9 +212,47 @@ class _Target:
         chunks = RENDERERS[self.output](report.result, self.view)
         if self.path:
             data = "".join(chunks).encode("utf-8", "backslashreplace")
+            if _is_device(self.path):
+                Path(self.path).write_bytes(data)
+                return
             storage.publish(storage.check_url(self.path), data, self.profile)
             return
         print_chunks(chunks)
+
+
+def _is_device(path: str) -> bool:
+    return Path(path).is_char_device() or Path(path).is_fifo()  # /dev/null, /dev/fd/3, a named pipe
+
+
+def _kind(url: str, profile: Profile) -> str | None:
+    from diffai_dist import storage
+
+    try:
+        return storage.kind(storage.check_url(url), profile)
+    except Unreadable:
+        return None
+
+
+def _check_output_file(path: str, profile: Profile, force: bool) -> None:
+    """Refuse before anything is read what could not be written after it."""
+    from diffai_dist import storage
+
+    if not storage.is_remote(path) and not Path(path).resolve().parent.is_dir():
+        raise UsageError(f"{path}: there is no such folder")
+    kind = None if _is_device(path) else _kind(path, profile)
+    if kind == "directory":
+        raise UsageError(f"{storage.redact(path)} is a folder; name a file in it")
+    if kind == "file" and not force:
+        raise UsageError(f"{storage.redact(path)} exists; give --force to replace it, or another name")
+
+
+def _check_store(url: str, profile: Profile) -> None:
+    from diffai_dist import storage
+
+    if storage.check_url(url).startswith(("http://", "https://")):
+        raise UsageError(f"{storage.redact(url)}: a store cannot be written over http")
+    if _kind(url, profile) == "file":
+        raise UsageError(f"{storage.redact(url)} is a file; name a folder for the store")
 
 
 class _Bar:
@@ -233,7 +271,7 @@ class _Bar:
             return None
         from diffai_dist.terminal import Progress
 
-        self.progress = Progress(plan.nbytes, len(plan.lanes), True, sys.stderr).__enter__()
+        self.progress = Progress(plan.nbytes, sum(lane.nodes > 0 for lane in plan.lanes), True, sys.stderr).__enter__()
         advance: OnProgress = self.progress.advance
         return advance
 
@@ -277,8 +315,7 @@ def _say_on_stderr(report: Report, output: str, target: _Target) -> None:
 @click.argument("checkpoint", type=click.Path())
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Format.")
 @storage_options
-@click.option("--no-color", is_flag=True, help="No colours (also NO_COLOR).")
-def inspect(checkpoint: str, output: str, no_color: bool, **options: Any) -> int:
+def inspect(checkpoint: str, output: str, **options: Any) -> int:
     """List a checkpoint's tensors, shapes, dtypes, bytes and metadata, from its headers alone."""
     from diffai_dist.inspection import as_document, as_text
     from diffai_dist.pipeline import open_members
@@ -305,14 +342,16 @@ def plan(baseline: str, candidate: str, output: str, **options: Any) -> int:
     from diffai_dist.plan import make_plan
 
     opened = open_members([baseline, candidate], _profile(options))
+    place = Place(options["workers"], options["scheduler"], options["threads"], options["memory_limit"])
     selection = Selection(options["include"], options["exclude"], options["ignore_keys_regex"])
     comparison = opened.comparison(selection)
+    made = None
     if comparison is not None:
-        made = make_plan(comparison, _profile(options), memory_bytes(options["unit_size"]))
-        place = Place(options["workers"], options["scheduler"], options["threads"], options["memory_limit"])
-        document = plan_document(made, fit_place(made, place), opened)
-        print_chunks([json.dumps(document, indent=1) + "\n"] if output == "json" else plan_text(document))
-    return _end_with(opened.failures)
+        made = make_plan(comparison, _profile(options), memory_bytes(options["unit_size"], "--unit-size"))
+        place = fit_place(made, place)
+    document = plan_document(made, place, opened)
+    print_chunks([json.dumps(document, indent=1) + "\n"] if output == "json" else plan_text(document))
+    return 3 if opened.failures else 0
 
 
 def _end_with(failures: Sequence[Any]) -> int:

@@ -53,12 +53,14 @@ class Place:
                 raise UsageError(f"{name} is {number}: give at least 1")
 
     @property
-    def threads_here(self) -> int:
-        """Threads of this process: those asked for, or one per processor that it may use."""
+    def threads_each(self) -> int:
+        """Threads of a process: those asked for, else one of a worker, and of this process one per processor."""
+        if self.workers is not None or self.scheduler is not None:
+            return self.threads or 1
         return self.threads or len(os.sched_getaffinity(0))
 
 
-def memory_bytes(text: str | None) -> int | None:
+def memory_bytes(text: str | None, option: str = "--memory-limit") -> int | None:
     """A size such as `4GB` or `512MiB` in bytes; None for none and for `auto`."""
     if text is None or text == "auto":
         return None
@@ -67,14 +69,14 @@ def memory_bytes(text: str | None) -> int | None:
     try:
         return int(parse_bytes(text))
     except ValueError as error:
-        raise UsageError(f"--memory-limit {text!r} is not a size such as 4GB") from error
+        raise UsageError(f"{option} {text!r} is not a size such as 4GB") from error
 
 
 @contextmanager
 def engine(place: Place, on_lost: Callable[[Any, str], Any]) -> Iterator[RunUnits[Any, Any]]:
     """A `map` over units at that place; a unit that no worker survives becomes `on_lost(unit, reason)`."""
     if place.workers is None and place.scheduler is None:
-        yield functools.partial(_run_here, place.threads_here)
+        yield functools.partial(_run_here, place.threads_each)
         return
     with _client(place) as client:
         run = functools.partial(_run_on, client, on_lost)
@@ -137,7 +139,7 @@ def _client(place: Place) -> Iterator[Client]:
         try:
             cluster = LocalCluster(
                 n_workers=place.workers,
-                threads_per_worker=place.threads or 1,
+                threads_per_worker=place.threads_each,
                 processes=True,
                 memory_limit=place.memory_limit or "auto",
                 dashboard_address="127.0.0.1:0",  # any free port: the default one may be taken by another cluster
@@ -165,7 +167,15 @@ def _address(scheduler: str) -> dict[str, str]:
         if not address:
             raise UsageError("--scheduler env needs the environment variable DASK_SCHEDULER_ADDRESS")
         return {"address": address}
-    return {"address": scheduler} if "://" in scheduler else {"scheduler_file": scheduler}
+    scheme, separator, _ = scheduler.partition("://")
+    if separator and scheme not in SCHEMES:
+        raise UsageError(f"--scheduler {scheduler!r}: the protocol is none of {', '.join(SCHEMES)}")
+    if not separator and not os.path.isfile(scheduler):
+        raise ClusterError(f"--scheduler {scheduler!r}: there is no such scheduler file, and it is no tcp:// address")
+    return {"address": scheduler} if separator else {"scheduler_file": scheduler}
+
+
+SCHEMES = ("tcp", "tls", "ws", "wss")
 
 
 def versions() -> dict[str, str]:
@@ -226,14 +236,15 @@ def _window(
     for batch in running.batches():
         for future, result in batch:
             unit = under_way.pop(future.key)
-            if future.status == "finished":
-                yield result
-            elif isinstance(error := _error(result), KilledWorker):
-                on_killed(unit)
-            elif isinstance(error, FutureCancelledError):
-                raise ClusterError(f"the scheduler was lost: {error}") from error
-            else:
-                raise error
+            match _error(result):
+                case None:
+                    yield result
+                case KilledWorker():
+                    on_killed(unit)
+                case FutureCancelledError() as error:
+                    raise ClusterError(f"the scheduler was lost: {error}") from error
+                case error:
+                    raise error
             future.release()
         feed(len(batch))
 
@@ -247,7 +258,10 @@ def _logged(work: Callable[[T], R], unit: T) -> R:
     return work(unit)
 
 
-def _error(result: Any) -> BaseException:
-    """as_completed gives a failed future's result as (type, error, traceback)."""
-    error = result[1] if isinstance(result, tuple) else result
-    return error if isinstance(error, BaseException) else ClusterError(f"the cluster gave {error!r}")
+def _error(result: Any) -> BaseException | None:
+    """Why a future failed, None if it did not: as_completed gives an exception, or (type, exception, traceback).
+
+    The future's own status says less: its worker may have died after the result was fetched.
+    """
+    error = result[1] if isinstance(result, tuple) and len(result) == 3 else result
+    return error if isinstance(error, BaseException) else None

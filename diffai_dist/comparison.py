@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from diffai_dist.checkpoint import Checkpoint, Tensor
 from diffai_dist.dtypes import comparable
@@ -81,6 +81,13 @@ class Comparison:
     left_out: int = 0
 
 
+def _unreadable(member: Checkpoint, name: str) -> Failure | None:
+    """Why the member cannot give a tensor that it has, or may have in a part that is missing."""
+    if member.unknown and name not in member.tensors and name not in member.unreadable:
+        return replace(member.unknown, tensor=name, hint=f"Its shard may be the one. {member.unknown.hint}")
+    return member.unreadable.get(name)
+
+
 def natural(name: str) -> tuple[tuple[bool, int, str], ...]:
     """Sort key in which numbers count as numbers.
 
@@ -103,7 +110,7 @@ def compare_members(
         Aligned(
             name,
             tuple(member.tensors.get(name) for member in members),
-            tuple(member.unreadable.get(name) for member in members),
+            tuple(_unreadable(member, name) for member in members),
         )
         for name in chosen
     )

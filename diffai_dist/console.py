@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -12,7 +13,7 @@ from typing import NoReturn
 
 import click
 
-from diffai_dist.errors import CheckpointError, DiffaiError
+from diffai_dist.errors import CheckpointError, DiffaiError, StoreError
 
 
 class Terminated(BaseException):
@@ -21,6 +22,21 @@ class Terminated(BaseException):
 
 def _on_sigterm(number: int, frame: object) -> NoReturn:
     raise Terminated
+
+
+def main(command: click.Command, name: str) -> NoReturn:
+    """Run one command and end the process with its code, at once: a thread that waits for a server holds up nothing."""
+    # A stream that the caller closed (`>&-`) is None: somewhere must be written to.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
+    code = 4
+    try:
+        code = run(command, name)
+    finally:  # also where the error itself could not be written: that is no 1
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
 
 
 def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> int:
@@ -36,9 +52,9 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
     except click.exceptions.Exit as error:
         return error.exit_code
     except (click.exceptions.Abort, KeyboardInterrupt):
-        _leave(130)
+        return 130
     except Terminated:
-        _leave(143)
+        return 143
     except click.ClickException as error:
         error.show()
         return 2
@@ -60,12 +76,6 @@ def _hang_up() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _leave(code: int) -> NoReturn:
-    """End at once: threads that wait for a server would hold up an ordinary exit."""
-    sys.stderr.flush()
-    os._exit(code)
-
-
 def print_chunks(chunks: Iterable[str]) -> None:
     """Write to stdout whatever its encoding; what it cannot hold becomes ASCII or an escape."""
     from diffai_dist.terminal import fit
@@ -76,3 +86,6 @@ def print_chunks(chunks: Iterable[str]) -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader left (`| head`); click would make that exit code 1
         _hang_up()
+    except OSError as error:
+        _hang_up()
+        raise StoreError(f"the result could not be written to stdout: {error.strerror}") from error

@@ -132,8 +132,7 @@ class _Task:
                 continue
             if not chunk.add(piece):
                 self.flush(chunk)
-                chunk = _Chunk(self.unit)
-                chunk.add(piece)
+                chunk = _chunk_of(self.unit, piece)
         self.flush(chunk)
 
     def pieces(self) -> Iterator[_Piece]:
@@ -174,9 +173,7 @@ class _Task:
             if known:
                 self.failures[piece.run] = known
                 continue
-            chunk = _Chunk(self.unit)
-            chunk.add(piece)
-            self.flush(chunk)
+            self.flush(_chunk_of(self.unit, piece))
 
     def fail(self, run: int, error: CheckpointError) -> None:
         """Record why a run could not be read."""
@@ -276,6 +273,13 @@ class _Chunk:
         )
 
 
+def _chunk_of(unit: Unit, piece: _Piece) -> _Chunk:
+    chunk = _Chunk(unit)
+    if not chunk.add(piece):
+        raise AssertionError(f"an arena of {unit.arena} bytes does not hold one piece of {unit.members} members")
+    return chunk
+
+
 def lost(unit: Unit, reason: str) -> Outcome:
     """The outcome of a unit that took its workers down: all its runs failed, the others go on."""
     lanes = np.array([run.lane for run in unit.runs], np.int64)
@@ -351,5 +355,11 @@ class Folder:
             table[tensors[row], column] = rows[row, column]
 
     def measurements(self) -> Measurements:
-        """All that was measured; call it once every unit was folded."""
+        """All that was measured; call it once every unit was folded. An element that was not counted is a bug."""
+        for lane in self.plan.lanes:
+            for member, tensor in enumerate(lane.tensors):
+                counted = self.moments["count"][lane.tensor, member]
+                if tensor and lane.tensor not in self.failures and counted != tensor.elements:
+                    name = self.plan.comparison.aligned[lane.tensor].name
+                    raise AssertionError(f"tensor {name!r}: {counted} of {tensor.elements} elements were measured")
         return Measurements(self.plan.comparison, self.moments, self.shifts, self.failures)

@@ -88,16 +88,16 @@ def run_plan(plan: Plan, place: Place, on_progress: OnProgress | None = None) ->
 
 
 def fit_place(plan: Plan, place: Place) -> Place:
-    """As many threads as --memory-limit allows in this process; refused where it does not allow one."""
+    """As many threads as --memory-limit allows in this process; a worker gets those asked for or the run is refused."""
     limit = memory_bytes(place.memory_limit)
-    if limit is None or place.workers is not None or place.scheduler is not None:
+    if limit is None or place.scheduler is not None:
         return place
-    fitting = [threads for threads in range(1, place.threads_here + 1) if plan.peak_memory(threads) <= limit]
-    if not fitting:
-        raise UsageError(
-            f"--memory-limit {place.memory_limit} is less than the {plan.peak_memory(1):,} bytes one thread needs"
-        )
-    return replace(place, threads=fitting[-1])
+    fewest = place.threads_each if place.workers else 1
+    if plan.peak_memory(fewest) > limit:
+        needed = f"{plan.peak_memory(fewest):,} bytes that a process with {fewest} threads needs"
+        raise UsageError(f"--memory-limit {place.memory_limit} is less than the {needed}")
+    fitting = (threads for threads in range(place.threads_each, 0, -1) if plan.peak_memory(threads) <= limit)
+    return replace(place, threads=next(fitting))
 
 
 def judge(opened: Opened, measured: Measurements | None, settings: Settings) -> Result:

@@ -10,7 +10,7 @@ from diffai_dist.checkpoint import Tensor
 from diffai_dist.comparison import Aligned, Comparison
 from diffai_dist.dtypes import Family
 from diffai_dist.grid import leaf_count, leaf_elements
-from diffai_dist.partials import ALGORITHM
+from diffai_dist.partials import ALGORITHM, BLOCK
 from diffai_dist.storage import Profile, is_remote
 
 # A unit should take about a second on a worker (dask costs up to 4 ms a task), yet leave every thread several units.
@@ -23,6 +23,7 @@ RUNS_PER_UNIT = 4096  # bounds what a task carries where tensors are tiny
 # remote ones want 4 ranges of 8 MiB under way.
 LOCAL_ARENA = 4 * 2**20
 REMOTE_ARENA = 64 * 2**20
+ROOM = 2 * (8 * BLOCK + 8)  # bytes: two blocks of the widest dtype, a byte more where nibbles begin inside one
 BASE_MEMORY = 220 * 2**20  # Python, NumPy, numba and the compiled kernels, measured
 
 
@@ -110,7 +111,8 @@ def make_plan(comparison: Comparison, profile: Profile, unit_bytes: int | None =
     total = sum(tensor.nbytes for _, group in groups for tensor in group if tensor)
     unit_bytes = unit_bytes or min(max(total // UNITS_PER_RUN, SMALLEST_UNIT), LARGEST_UNIT)
     remote = any(is_remote(source.url) for member in comparison.members for source in member.sources)
-    arena = REMOTE_ARENA if remote else LOCAL_ARENA
+    # A block of every member must fit, be there ever so many of them.
+    arena = max(REMOTE_ARENA if remote else LOCAL_ARENA, len(comparison.members) * ROOM)
     lanes = tuple(_lane(index, group, unit_bytes) for index, group in groups)
     return Plan(comparison, lanes, unit_bytes, arena, profile)
 

@@ -47,8 +47,8 @@ def tensor_table(result: Result, run: str) -> pyarrow.Table:
     rows = result.tensors
     for name, values in (
         ("run", [run] * len(rows)),
-        ("baseline", [result.baseline] * len(rows)),
-        ("candidate", [result.candidate] * len(rows)),
+        ("baseline", [_utf8(result.baseline)] * len(rows)),
+        ("candidate", [_utf8(result.candidate)] * len(rows)),
         ("name", [_utf8(row.name) for row in rows]),
         ("status", [row.status for row in rows]),
         ("reason", [_utf8(row.reason) for row in rows]),
@@ -235,7 +235,7 @@ def tables(result: Result, run: str, document: Mapping[str, Any]) -> dict[str, p
     """The tables of one run, by name."""
     import pyarrow as pa
 
-    pair = {"run": [run], "baseline": [result.baseline], "candidate": [result.candidate]}
+    pair = {"run": [run], "baseline": [_utf8(result.baseline)], "candidate": [_utf8(result.candidate)]}
     covered = {key: [value] for key, value in _plain(result.coverage).items() if isinstance(value, int)}
     counts = {f"tensors_{key}": [document["statuses"].get(key, 0)] for key in STATUSES}
     findings = [(analysis.name, finding) for analysis in result.analyses for finding in analysis.findings]
@@ -255,8 +255,8 @@ def tables(result: Result, run: str, document: Mapping[str, Any]) -> dict[str, p
         "members": pa.table(
             {
                 "run": pa.array([run] * len(members), pa.string()),
-                "member": pa.array([url for url, _ in members], pa.string()),
-                "object": pa.array([one["url"] for _, one in members], pa.string()),
+                "member": pa.array([_utf8(url) for url, _ in members], pa.string()),
+                "object": pa.array([_utf8(one["url"]) for _, one in members], pa.string()),
                 "size": pa.array([one["size"] for _, one in members], pa.int64()),
                 "version": pa.array([one["version"] for _, one in members], pa.string()),
             }

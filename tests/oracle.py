@@ -131,11 +131,11 @@ def moments(name: str, data: bytes, base: int = 0) -> dict:
     }
 
 
-def difference(a: complex, b: complex, exact: bool) -> complex:
-    """b - a: of integers exactly where both are of one dtype, else of their float64 roundings."""
-    if isinstance(a, complex):
+def difference(a: complex, b: complex) -> complex:
+    """b - a, of integers with each other exactly, else rounded once."""
+    if isinstance(a, complex) or isinstance(a, int) is isinstance(b, int):
         return b - a
-    return b - a if exact else float(b) - float(a)
+    return rounded(Fraction(b) - Fraction(a))
 
 
 def differ(a: complex, b: complex) -> bool:
@@ -151,7 +151,7 @@ def shift(before: tuple[str, bytes], after: tuple[str, bytes], base: int = 0) ->
     if dtype_of(name).family is Family.BYTES:
         return {"count": len(xs), "changed": bits, "bits": bits}
     both = [(i, x, y) for i, (x, y) in enumerate(zip(xs, ys, strict=True)) if finite(x) and finite(y)]
-    ds = [difference(x, y, name == other and isinstance(x, int)) for _, x, y in both]
+    ds = [difference(x, y) for _, x, y in both]
     sizes = [abs(d) for d in ds]
     aa, d2 = power(x for _, x, _ in both), power(ds)
     products = zip(

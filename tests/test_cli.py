@@ -15,6 +15,7 @@ import jsonschema
 import pytest
 import yaml
 
+import checkpoints
 import models
 from diffai_dist.analyses import NOT_YET
 from diffai_dist.report import records_schema
@@ -229,6 +230,57 @@ def test_a_memory_limit_that_cannot_be_met_is_refused(pair: tuple[Path, Path]) -
     done = program("compare", *pair, "--memory-limit", "1MB")
     assert done.returncode == 2
     assert "--memory-limit 1MB" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code"),
+    [(">&-", 0), ("2>&-", 0), (">/dev/full", 4), ("--epsilon nan 2>/dev/full", 4), ("--output-file /dev/null", 0)],
+)
+def test_closed_and_full_streams_end_without_a_traceback(pair: tuple[Path, Path], redirection: str, code: int) -> None:
+    command = f"{sys.executable} -m diffai_dist compare {pair[0]} {pair[1]} {redirection}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_what_could_not_be_written_is_refused_before_the_run(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    for options in (
+        ["--output-file", tmp_path],
+        ["--output-file", tmp_path / "none" / "out.txt"],
+        ["--store", pair[0]],
+        ["--store", "https://example.invalid/store"],
+        ["--workers", "2", "--memory-limit", "100MB"],
+        ["--scheduler", "foo://x"],
+        ["--unit-size", "much"],
+    ):
+        done = program("compare", *pair, *options)
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert "[E0002]" in done.stderr
+
+
+def test_a_store_that_fails_does_not_cost_the_result(pair: tuple[Path, Path]) -> None:
+    done = program("compare", *pair, "--store", "/proc/diffai-store")
+    assert done.returncode == 4
+    assert "embed.weight" in done.stdout
+
+
+def test_quiet_still_writes_the_output_file(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    done = program("compare", *pair, "-q", "-o", "json", "--output-file", tmp_path / "out.json")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+    assert json.loads((tmp_path / "out.json").read_text())
+
+
+def test_hostile_dtypes_are_inert_in_a_listing(tmp_path: Path) -> None:
+    path = checkpoints.write_data(tmp_path / "a.safetensors", {"w": ("\x1b[31mEVIL", (4,), bytes(4))})
+    for command in (["inspect", path], ["compare", path, path, "--show-identical"], ["plan", path, path]):
+        assert "\x1b" not in program(*command).stdout
+
+
+def test_a_plan_says_what_cannot_be_opened(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    done = program("plan", pair[0], tmp_path / "nothing", "-o", "json")
+    assert done.returncode == 3
+    (problem,) = json.loads(done.stdout)["problems"]
+    assert "nothing" in problem
 
 
 def test_the_demo_shows_what_it_planted(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import types
+from fractions import Fraction
 
 import numba
 import numpy as np
@@ -93,7 +94,8 @@ def check_shift(row, before, after, base=0):
         return
     same_integers = before[0] == after[0] and dtype_of(before[0]).family is Family.INTEGER
     found = int(row["max_abs"]) if same_integers else oracle.number("F64", int(row["max_abs"]), magnitude=True)
-    assert found == pytest.approx(expected["max_abs"], rel=1e-15 if before[0] == "C64" else 0, abs=0)
+    mixed = before[0] != after[0] and Family.INTEGER in (dtype_of(before[0]).family, dtype_of(after[0]).family)
+    assert found == pytest.approx(expected["max_abs"], rel=1e-15 if before[0] == "C64" or mixed else 0, abs=0)
     for field in SUMS:
         assert row[field] == pytest.approx(expected[field], rel=1e-12, abs=1e-300), field
     scale = math.sqrt(expected["d2"] / expected["aa"]) if expected["aa"] else 0.0
@@ -243,7 +245,51 @@ def test_extremes_of_64_bit_integers_are_exact(name):
 def test_64_bit_integers_against_other_dtypes_change_exactly(name, value, other, twin, changed):
     sides = [(name, oracle.NUMPY[name](value).tobytes()), (other, oracle.NUMPY[other](twin).tobytes())]
     for before, after in (sides, sides[::-1]):
-        assert rows([before, after])[1][0]["changed"] == changed
+        row = rows([before, after])[1][0]
+        assert row["changed"] == changed
+        if row["both"]:
+            assert [row[field] > 0 for field in ("max_abs", "d1", "d2")] == [bool(changed)] * 3
+
+
+NEAR = st.sampled_from([0, 1, 1024, 2**11, 2**24, 2**52, 2**53, 2**60, 2**62, 2**63, 2**64])
+STEPS = st.integers(-4100, 4100)
+WHOLE = st.builds(lambda near, sign, step: sign * near + step, NEAR, st.sampled_from([1, -1]), STEPS)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from([("I64", "F64"), ("U64", "F64"), ("I64", "U64"), ("I64", "F32"), ("U64", "I32"), ("U64", "BF16")]),
+    WHOLE | st.integers(-(2**63), 2**64 - 1),
+    WHOLE | st.floats(allow_nan=False, allow_infinity=False) | st.floats(-5000, 5000),
+    st.booleans(),
+)
+def test_the_difference_of_a_64_bit_integer_and_another_dtype_is_right(names, left, right, swap):
+    """To 1e-15 of the difference itself, and 0 for equal values alone; against exact rationals."""
+    sides = []
+    for name, value in zip(names, (left, right), strict=True):
+        with np.errstate(over="ignore"):
+            limits = None if dtype_of(name).name in ("F64", "F32", "BF16") else np.iinfo(oracle.NUMPY[name])
+            kept = float(value) if limits is None else min(max(int(value), limits.min), limits.max)
+            sides.append((name, np.array([kept], oracle.NUMPY[name]).tobytes()))
+    sides = sides[::-1] if swap else sides
+    (before,), (after,) = (oracle.values(*one) for one in sides)
+    if not math.isfinite(after) or not math.isfinite(before):
+        return
+    exact = abs(Fraction(after) - Fraction(before))
+    row = rows(sides)[1][0]
+    found = Fraction(oracle.number("F64", int(row["max_abs"]), magnitude=True))
+    assert abs(found - exact) <= exact * Fraction(1, 10**15)
+    assert (row["changed"], found > 0, row["d1"]) == (exact > 0, exact > 0, float(found))
+
+
+def test_a_mixed_pair_with_holes_has_its_first_largest_difference_among_the_finite():
+    whole = ("I64", np.array([5, 2**53 + 1, 7, 2**53 + 1], np.int64).tobytes())
+    other = ("F64", np.array([math.nan, 2.0**53, 7.0, 2.0**53]).tobytes())
+    for sides in ((whole, other), (other, whole)):
+        check(*sides)
+        row = rows(sides)[1][0]
+        assert (row["both"], row["changed"], row["changed_nonfinite"], row["max_abs_index"]) == (3, 3, 1, 1)
+        assert (row["d1"], row["d2"]) == (2.0, 2.0)
 
 
 def test_bytes_without_a_decoder_are_only_counted():

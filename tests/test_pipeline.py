@@ -15,13 +15,15 @@ import pytest
 
 import models
 from diffai_dist import storage
+from diffai_dist.checkpoint import Checkpoint, Span, Tensor
 from diffai_dist.cluster import Place
 from diffai_dist.comparison import Pair, compare_members
 from diffai_dist.errors import CheckpointError, UsageError
 from diffai_dist.execute import Folder, Outcome, measure
 from diffai_dist.formats import open_checkpoint
 from diffai_dist.judging import tensor_records
-from diffai_dist.pipeline import Report, compare, run_comparison
+from diffai_dist.partials import BLOCK
+from diffai_dist.pipeline import Report, compare, run_comparison, save
 from diffai_dist.plan import Unit, make_plan
 from diffai_dist.report import RENDERERS, View
 from diffai_dist.run import Settings
@@ -312,3 +314,39 @@ def test_failures_can_be_raised(pair: tuple[Path, Path], tmp_path: Path) -> None
     assert compare(*map(str, pair)).raise_for_failures()
     with pytest.raises(CheckpointError, match="nothing"):
         compare(str(pair[0]), str(tmp_path / "nothing")).raise_for_failures()
+
+
+def test_what_may_lie_in_a_missing_shard_is_neither_removed_nor_added(tmp_path: Path) -> None:
+    """Numbered shards without an index: nobody knows which tensors the missing one holds."""
+    arrays = models.model()
+    whole = models.write(tmp_path / "whole.safetensors", arrays)
+    folder = models.write_sharded(tmp_path / "shards", arrays, 3)
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model-00003-of-00003.safetensors").unlink()
+    for urls in ((whole, folder), (folder, whole)):
+        report = compare(*map(str, urls))
+        statuses = {record.status for record in report.result.tensors}
+        assert statuses == {"identical", "failed"}
+        assert report.exit_code() == 3
+
+
+def test_no_element_is_lost_however_many_members_share_the_buffer() -> None:
+    """More members than blocks of theirs fit an ordinary buffer."""
+    source = storage.Source("memory://many", 0, "none")
+    tensor = Tensor("w", "F64", (10_000,), (Span(source, 0, 80_000),))
+    member = Checkpoint("memory://many", "safetensors", (source,), {"w": tensor})
+    comparison = compare_members([member] * 300, [Pair(0, 1)])
+    plan = make_plan(comparison, Profile())
+    (unit,) = plan.units()
+    assert unit.arena // unit.members >= 8 * BLOCK + 1
+    folder = Folder(plan)
+    with pytest.raises(AssertionError, match="0 of 10000 elements"):
+        folder.measurements()
+
+
+def test_a_path_that_is_no_utf8_can_be_stored(tmp_path: Path) -> None:
+    path = models.write(tmp_path / "x.safetensors", {"w": np.zeros(3, np.float32)})
+    odd = path.rename(os.fsdecode(os.fsencode(tmp_path) + b"/x\xff.safetensors"))
+    report = compare(str(odd), str(odd))
+    assert report.tensors.num_rows == 1
+    assert save(report, str(tmp_path / "store"))

@@ -63,6 +63,7 @@ def assemble(url: str, shards: Shards, index: Index | None = None, warnings: Seq
         metadata={key: text for header in reversed(headers.values()) for key, text in header.metadata.items()},
         unreadable=verdict.unreadable,
         failures=(*broken.values(), *verdict.failures),
+        unknown=next(iter(broken.values()), None) if index is None else None,
         warnings=(*warnings, *verdict.warnings, *_odd_names(tensors), *_odd_metadata(headers.values())),
     )
 

@@ -36,12 +36,12 @@ def choose(names: Collection[str], where: str) -> Layout:
     indexes = sorted(name for name in names if name.endswith(SUFFIX) and not name.startswith("."))
     if SINGLE in files:
         return _with_rest_named(Layout(single=SINGLE), [*files, *indexes])
-    if INDEX in indexes or len(indexes) == 1:
+    sets = _numbered_sets(files)
+    if INDEX in indexes or (len(indexes) == 1 and not _strangers(indexes[0], files)):
         layout = Layout(index=INDEX if INDEX in indexes else indexes[0])
         return _with_rest_named(layout, indexes)
     if indexes:
-        raise _ambiguous(where, "indexes", indexes)
-    sets = _numbered_sets(files)
+        raise _ambiguous(where, "indexes and shards", [*indexes, *files])
     if len(sets) == 1:
         return _with_rest_named(Layout(shards=sets[0]), files)
     if len(files) == 1:
@@ -59,6 +59,12 @@ def _numbered_sets(files: Collection[str]) -> list[tuple[str, ...]]:
         tuple(f"{stem}{number:0{width}}-of-{total}.safetensors" for number in range(1, int(total) + 1))
         for stem, width, total in sorted(sets)
     ]
+
+
+def _strangers(index: str, files: Collection[str]) -> bool:
+    """Whether there are numbered files of another stem than the index: those of an optimizer are no model."""
+    stem = index.removesuffix(SUFFIX)
+    return any(match["stem"].rstrip("-_") != stem for name in files if (match := _NUMBERED.fullmatch(name)))
 
 
 def _in_range(match: re.Match[str]) -> bool:

@@ -24,7 +24,7 @@ class Work(NamedTuple):
     singles: np.ndarray  # uint32 [members, _ROW]
     doubles: np.ndarray  # uint64 [members, _ROW]
     spare32: np.ndarray  # uint32 [2, _ROW]: blocks with holes filled
-    spare64: np.ndarray  # uint64 [4, _ROW]: likewise, and widened blocks
+    spare64: np.ndarray  # uint64 [5, _ROW]: likewise, widened blocks, differences
 
 
 def measure(
@@ -105,7 +105,7 @@ def _workspace(members: int) -> Work:
             singles=_words(members, np.uint32),
             doubles=_words(members, np.uint64),
             spare32=_words(2, np.uint32),
-            spare64=_words(4, np.uint64),
+            spare64=_words(5, np.uint64),
         )
     return work
 

@@ -16,7 +16,6 @@ from diffai_dist.kernels.complexes import (
 from diffai_dist.kernels.decode import U8, U32, U64, double_at, same_bytes, single_at, widen
 from diffai_dist.kernels.lanes import load, real
 from diffai_dist.kernels.moments import (
-    SIGN,
     clear_moments,
     float_moments,
     integer_magnitude,
@@ -26,11 +25,12 @@ from diffai_dist.kernels.moments import (
 from diffai_dist.kernels.shift import (
     clear_shift,
     first_integer_shift,
+    first_mixed_shift,
     first_shift,
     float_shift,
     integer_shift,
     join_shift,
-    same_number,
+    mixed_shift,
     unchanged_shift,
 )
 from diffai_dist.kernels.tables import BITS, CODE, COMPLEX, DOUBLE, FAMILY, INTEGER, RAW, SINGLE, SMALLEST_NORMAL
@@ -239,11 +239,16 @@ def _add_shift(
             baseline = widen(baseline, size, work.spare64[2])
         if FAMILY[other] == SINGLE:
             candidate = widen(candidate, size, work.spare64[3])
-        float_shift(block, U64, baseline, candidate, sides, squares, code == other, work.spare64)
         if family == INTEGER:
-            block.changed = _other_numbers(code, other, raws, baseline, candidate, size)
-        if _leads(row, block):
-            offset = first_shift(U64, baseline, candidate, size, real(block.max_abs))
+            wholes = (FAMILY[code] == INTEGER, code == _I64), (FAMILY[other] == INTEGER, other == _I64)
+            mixed_shift(block, (baseline, candidate), wholes, raws, sides, squares, work.spare64)
+            if _leads(row, block):
+                differences = np.int64(work.spare64[4].ctypes.data)
+                offset = first_mixed_shift((baseline, candidate), differences, size, real(block.max_abs))
+        else:
+            float_shift(block, U64, baseline, candidate, sides, squares, code == other, work.spare64)
+            if _leads(row, block):
+                offset = first_shift(U64, baseline, candidate, size, real(block.max_abs))
     if offset >= 0:
         block.max_abs_index = at + offset
     join_shift(row, block)
@@ -260,25 +265,6 @@ def _differing_bytes(left: Word, right: Word, size: Word) -> Word:
     for i in range(size):
         hits += load(U8, left, i) != load(U8, right, i)
     return hits
-
-
-@jit
-def _other_numbers(
-    code: Word, other: Word, raws: tuple[Word, Word], baseline: Word, candidate: Word, size: Word
-) -> Word:
-    """Changed values of a 64-bit integer against another dtype, exactly: float64 would round them together."""
-    same: Word = 0
-    for i in range(size):
-        left, right = load(U64, raws[0], i) if FAMILY[code] == INTEGER else U64, U64
-        if FAMILY[other] == INTEGER:
-            right = load(U64, raws[1], i)
-        if FAMILY[code] == FAMILY[other]:
-            same += left == right and left < SIGN
-        elif FAMILY[code] == INTEGER:
-            same += same_number(left, code == _I64, real(load(U64, candidate, i)))
-        else:
-            same += same_number(right, other == _I64, real(load(U64, baseline, i)))
-    return size - same
 
 
 @entry

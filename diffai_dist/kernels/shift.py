@@ -11,7 +11,9 @@ import numpy as np
 from diffai_dist.kernels.compiled import Flag, Real, Word, jit
 from diffai_dist.kernels.decode import U64
 from diffai_dist.kernels.lanes import HITS, SUM, TOP, Words, load, loop, pattern, real
-from diffai_dist.kernels.moments import SIGN, power_sums
+from diffai_dist.kernels.moments import SIGN, integer_magnitude, power_sums
+
+LOW_BITS = np.uint64(2047)
 
 
 def _difference_sums(words: Words, differences: Any) -> list[Any]:
@@ -93,17 +95,8 @@ def float_shift(
     spare: np.ndarray,
 ) -> None:
     """Fill the row from one block of patterns, all but `max_abs_index`; `sides` are the MOMENTS of both blocks."""
-    clear_shift(row)
-    before, after = sides
-    count = row.count = row.both = before.count
-    if before.finite == count and after.finite == count:
-        row.a1, row.b1 = before.abs_sum, after.abs_sum
-        row.aa, row.bb = squares
-    else:
-        _mask(row, kind, baseline, candidate, count, equal_dtypes, spare)
-        baseline, candidate = np.int64(spare[0].ctypes.data), np.int64(spare[1].ctypes.data)
-        row.a1, row.aa = power_sums(kind, baseline, baseline, count, 0.0)[4:]
-        row.b1, row.bb = power_sums(kind, candidate, candidate, count, 0.0)[4:]
+    baseline, candidate = _begin(row, kind, baseline, candidate, sides, squares, equal_dtypes, spare)
+    count = row.count
     row.d2, row.d1, along, top, differ, changed, flips = shift_sums(kind, baseline, candidate, count, 0.0)
     row.changed += changed
     row.bits += differ if equal_dtypes else 0
@@ -111,6 +104,32 @@ def float_shift(
     row.max_abs = pattern(top)
     if _regress(row, along):
         row.rest = rest_sum(kind, baseline, candidate, count, row.slope)[0]
+
+
+@jit
+def _begin(
+    row: Any,
+    kind: Word,
+    baseline: Word,
+    candidate: Word,
+    sides: Any,
+    squares: Any,
+    equal_dtypes: bool,
+    spare: np.ndarray,
+) -> tuple[Word, Word]:
+    """Set counts and norms of both sides; returns their addresses, or those of copies without what is not finite."""
+    clear_shift(row)
+    before, after = sides
+    count = row.count = row.both = before.count
+    if before.finite == count and after.finite == count:
+        row.a1, row.b1 = before.abs_sum, after.abs_sum
+        row.aa, row.bb = squares
+        return baseline, candidate
+    _mask(row, kind, baseline, candidate, count, equal_dtypes, spare)
+    baseline, candidate = np.int64(spare[0].ctypes.data), np.int64(spare[1].ctypes.data)
+    row.a1, row.aa = power_sums(kind, baseline, baseline, count, 0.0)[4:]
+    row.b1, row.bb = power_sums(kind, candidate, candidate, count, 0.0)[4:]
+    return baseline, candidate
 
 
 @jit
@@ -193,19 +212,57 @@ def first_integer_shift(words: tuple[Word, Word], count: Word, largest: Word, si
 
 
 @jit
-def same_number(word: Word, signed: bool, value: Real) -> Flag:
-    """Whether a 64-bit integer is exactly that float64 value."""
-    if value != math.floor(value):  # NaN, too
-        return False
-    if signed:
-        return -(2.0**63) <= value < 2.0**63 and np.int64(value) == np.int64(word)
-    return 0.0 <= value < 2.0**64 and float_to_unsigned(value) == word
+def mixed_shift(
+    row: Any, words: tuple[Word, Word], wholes: Any, raws: tuple[Word, Word], sides: Any, squares: Any, spare: Any
+) -> None:
+    """Fill the row from 64-bit integers and another dtype; leaves the differences in spare[4], 0 where none is finite.
+
+    `words` are float64 patterns of both sides, in which integers are rounded: their difference may be 0 where the
+    values differ. `wholes` says of each side whether it is an integer, and whether a signed one; `raws` hold those.
+    """
+    baseline, _ = _begin(row, U64, words[0], words[1], sides, squares, False, spare)
+    for i in range(row.count):
+        before, after = real(load(U64, words[0], i)), real(load(U64, words[1], i))
+        spare[4, i] = 0
+        if not (math.isfinite(before) and math.isfinite(after)):
+            continue
+        high, low = _split(before, wholes[0], load(U64, raws[0], i) if wholes[0][0] else U64)
+        higher, lower = _split(after, wholes[1], load(U64, raws[1], i) if wholes[1][0] else U64)
+        difference = (higher - high) + (lower - low)
+        spare[4, i] = pattern(difference)
+        row.changed += difference != 0.0
+        row.flips += (before < 0.0 and after > 0.0) or (before > 0.0 and after < 0.0)
+    differences = np.int64(spare[4].ctypes.data)
+    row.d2, row.d1, along, top = given_sums(U64, baseline, differences, row.count, 0.0)
+    row.max_abs = pattern(top)
+    if _regress(row, along):
+        row.rest = given_rest_sum(U64, baseline, differences, row.count, row.slope)[0]
 
 
 @jit
-def float_to_unsigned(value: Real) -> Word:
-    """A float64 integer in [0, 2^64) as such; LLVM's conversion is only sure below 2^63."""
-    return np.uint64(np.int64(value)) if value < 2.0**63 else np.uint64(np.int64(value - 2.0**63)) | SIGN
+def _split(value: Real, whole: tuple[bool, bool], word: Word) -> tuple[Real, Real]:
+    """A number as two float64 that add to it exactly: the lowest 11 of the 64 bits of an integer come apart.
+
+    Both parts have the number's sign. So the difference of two high parts is exact unless they are a factor of 2
+    apart, where what is lost is below 2^-52 of the difference; the difference of the low parts is always exact where
+    both are integers, and a float64 has none. Their sum is 0 only for equal numbers.
+    """
+    if not whole[0]:
+        return value, 0.0
+    size = integer_magnitude(word, whole[1])
+    low = np.float64(size & LOW_BITS)
+    high = np.float64(size & ~LOW_BITS)
+    return (-high, -low) if value < 0.0 else (high, low)
+
+
+@jit
+def first_mixed_shift(words: tuple[Word, Word], differences: Word, count: Word, largest: Real) -> Word:
+    """Offset of the first of the differences of that size among what is finite on both sides."""
+    for i in range(count):
+        if abs(real(load(U64, differences, i))) == largest:
+            if math.isfinite(real(load(U64, words[0], i))) and math.isfinite(real(load(U64, words[1], i))):
+                return i
+    return -1
 
 
 @jit
