@@ -17,7 +17,7 @@ from diffai_dist import storage
 from diffai_dist.checkpoint import Span
 from diffai_dist.errors import CheckpointError, Failure, SourceChanged
 from diffai_dist.partials import BLOCK, MOMENTS, SHIFT, empty
-from diffai_dist.plan import Plan, Run, Unit
+from diffai_dist.plan import Plan, Subtree, Unit
 from diffai_dist.records import Measurements
 from diffai_dist.schemes import SCHEMES
 from diffai_dist.storage import Source
@@ -27,13 +27,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one unit gave: a row of partials per run, and the runs that could not be read."""
+    """What one unit gave: a row of partials per subtree, and the subtrees that could not be read."""
 
     unit: int
-    lanes: np.ndarray  # int64 [runs]
-    nodes: np.ndarray  # int64 [runs]
-    moments: np.ndarray  # MOMENTS [runs, members]
-    shifts: np.ndarray  # SHIFT [runs, pairs]
+    lanes: np.ndarray  # int64 [subtrees]
+    nodes: np.ndarray  # int64 [subtrees]
+    moments: np.ndarray  # MOMENTS [subtrees, members]
+    shifts: np.ndarray  # SHIFT [subtrees, pairs]
     failures: tuple[tuple[int, Failure], ...]  # lane, failure
     nbytes: int
     process: str
@@ -74,9 +74,9 @@ class _Region:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Elements [first, stop) of a run, inside one leaf."""
+    """Elements [first, stop) of a subtree, inside one leaf."""
 
-    run: int
+    subtree: int
     slot: int
     first: int
     stop: int
@@ -93,7 +93,7 @@ def _arena(size: int) -> np.ndarray:
 
 
 def measure(unit: Unit) -> Outcome:
-    """Read and measure one unit; what cannot be read becomes a failure of its own runs only."""
+    """Read and measure one unit; what cannot be read becomes a failure of its own subtrees only."""
     log.debug("unit %d starts in process %d", unit.index, os.getpid())
     task = _Task(unit)
     task.run()
@@ -101,11 +101,11 @@ def measure(unit: Unit) -> Outcome:
     log.debug("unit %d done in process %d", unit.index, os.getpid())
     return Outcome(
         unit.index,
-        np.array([run.lane for run in unit.runs], np.int64),
-        np.array([run.node for run in unit.runs], np.int64),
+        np.array([subtree.lane for subtree in unit.subtrees], np.int64),
+        np.array([subtree.node for subtree in unit.subtrees], np.int64),
         moments,
         shifts,
-        tuple((unit.runs[index].lane, failure) for index, failure in sorted(task.failures.items())),
+        tuple((unit.subtrees[index].lane, failure) for index, failure in sorted(task.failures.items())),
         unit.nbytes,
         f"{socket.gethostname()}:{os.getpid()}",
         storage.traffic(),
@@ -113,12 +113,12 @@ def measure(unit: Unit) -> Outcome:
 
 
 class _Task:
-    """One unit under way: its slots (a row per leaf), and the runs that failed so far."""
+    """One unit under way: its slots (a row per leaf), and the subtrees that failed so far."""
 
     def __init__(self, unit: Unit) -> None:
         self.unit = unit
-        self.leaves = [-(-(run.stop - run.first) // run.leaf) for run in unit.runs]
-        self.slots = [0, *itertools.accumulate(self.leaves)]  # first slot of each run
+        self.leaves = [-(-(subtree.stop - subtree.first) // subtree.leaf) for subtree in unit.subtrees]
+        self.slots = [0, *itertools.accumulate(self.leaves)]  # first slot of each subtree
         self.moments = empty(MOMENTS, (self.slots[-1], unit.members))
         self.shifts = empty(SHIFT, (self.slots[-1], len(unit.pairs)))
         self.failures: dict[int, Failure] = {}
@@ -128,7 +128,7 @@ class _Task:
         """Fill the arena with pieces until it is full, measure them, and begin again."""
         chunk = _Chunk(self.unit)
         for piece in self.pieces():
-            if piece.run in self.failures:
+            if piece.subtree in self.failures:
                 continue
             if not chunk.add(piece):
                 self.flush(chunk)
@@ -138,14 +138,14 @@ class _Task:
     def pieces(self) -> Iterator[_Piece]:
         """Whole blocks of one leaf at a time, short enough for the arena."""
         region = self.unit.arena // self.unit.members
-        for index, run in enumerate(self.unit.runs):
-            longest = BLOCK  # any run of so few elements fits
-            if run.stop - run.first > BLOCK:
-                bits = max(tensor.decoder.bits for tensor in run.tensors if tensor)
-                longest *= max(min(region // 2, storage.chunk_bytes(_source(run))) * 8 // bits // BLOCK, 1)
+        for index, subtree in enumerate(self.unit.subtrees):
+            longest = BLOCK  # any subtree of so few elements fits
+            if subtree.stop - subtree.first > BLOCK:
+                bits = max(tensor.decoder.bits for tensor in subtree.tensors if tensor)
+                longest *= max(min(region // 2, storage.chunk_bytes(_source(subtree))) * 8 // bits // BLOCK, 1)
             for leaf in range(self.leaves[index]):
-                start = run.first + leaf * run.leaf
-                stop = min(start + run.leaf, run.stop)
+                start = subtree.first + leaf * subtree.leaf
+                stop = min(start + subtree.leaf, subtree.stop)
                 for first in range(start, stop, longest):
                     yield _Piece(index, self.slots[index] + leaf, first, min(first + longest, stop))
 
@@ -159,33 +159,35 @@ class _Task:
             if len(chunk.pieces) > 1:
                 self.one_by_one(chunk.pieces)
             else:
-                self.fail(chunk.pieces[0].run, error)
+                self.fail(chunk.pieces[0].subtree, error)
             return
         chunk.measure(self.moments, self.shifts)
 
     def one_by_one(self, pieces: Sequence[_Piece]) -> None:
         """Read each piece alone; an object known to have changed is not asked again."""
         for piece in pieces:
-            if piece.run in self.failures:
+            if piece.subtree in self.failures:
                 continue
-            sources = {span.source for tensor in self.unit.runs[piece.run].tensors if tensor for span in tensor.spans}
+            sources = {
+                span.source for tensor in self.unit.subtrees[piece.subtree].tensors if tensor for span in tensor.spans
+            }
             known = next((self.changed[source] for source in sources if source in self.changed), None)
             if known:
-                self.failures[piece.run] = known
+                self.failures[piece.subtree] = known
                 continue
             self.flush(_chunk_of(self.unit, piece))
 
-    def fail(self, run: int, error: CheckpointError) -> None:
-        """Record why a run could not be read."""
-        self.failures[run] = error.failure
+    def fail(self, subtree: int, error: CheckpointError) -> None:
+        """Record why a subtree could not be read."""
+        self.failures[subtree] = error.failure
         if isinstance(error, SourceChanged):
-            for tensor in self.unit.runs[run].tensors:
+            for tensor in self.unit.subtrees[subtree].tensors:
                 for span in tensor.spans if tensor else ():
                     if storage.redact(span.source.url) == error.failure.object:
                         self.changed[span.source] = error.failure
 
     def nodes(self) -> tuple[np.ndarray, np.ndarray]:
-        """A row per run: its leaves, merged along the fixed tree."""
+        """A row per subtree: its leaves, merged along the fixed tree."""
         from diffai_dist.kernels import merge_moments, merge_shifts
 
         moments, shifts = self.moments[self.slots[:-1]], self.shifts[self.slots[:-1]]
@@ -197,8 +199,8 @@ class _Task:
         return moments, shifts
 
 
-def _source(run: Run) -> Source:
-    return next(tensor.spans[0].source for tensor in run.tensors if tensor)
+def _source(subtree: Subtree) -> Source:
+    return next(tensor.spans[0].source for tensor in subtree.tensors if tensor)
 
 
 class _Chunk:
@@ -217,7 +219,7 @@ class _Chunk:
         bits, codes = [], []
         marks = [(region.used, len(region.reads), region.reads[-1:]) for region in self.regions]
         shared: dict[tuple[Source, int], int] = {}
-        for region, tensor in zip(self.regions, self.unit.runs[piece.run].tensors, strict=True):
+        for region, tensor in zip(self.regions, self.unit.subtrees[piece.subtree].tensors, strict=True):
             if tensor is None:
                 bits.append(-1)
                 codes.append(-1)
@@ -281,17 +283,17 @@ def _chunk_of(unit: Unit, piece: _Piece) -> _Chunk:
 
 
 def lost(unit: Unit, reason: str) -> Outcome:
-    """The outcome of a unit that took its workers down: all its runs failed, the others go on."""
-    lanes = np.array([run.lane for run in unit.runs], np.int64)
+    """The outcome of a unit that took its workers down: all its subtrees failed, the others go on."""
+    lanes = np.array([subtree.lane for subtree in unit.subtrees], np.int64)
     failures = []
-    for run in unit.runs:
-        url = storage.redact(_source(run).url)
+    for subtree in unit.subtrees:
+        url = storage.redact(_source(subtree).url)
         hint = "Give the workers more memory, or compare with fewer threads"
-        failures.append((run.lane, CheckpointError(url, reason, hint=hint).failure))
+        failures.append((subtree.lane, CheckpointError(url, reason, hint=hint).failure))
     return Outcome(
         unit.index,
         lanes,
-        np.array([run.node for run in unit.runs], np.int64),
+        np.array([subtree.node for subtree in unit.subtrees], np.int64),
         empty(MOMENTS, (len(lanes), unit.members)),
         empty(SHIFT, (len(lanes), len(unit.pairs))),
         tuple(failures),
@@ -312,7 +314,7 @@ def merge_tree(rows: np.ndarray, merge: Callable[[np.ndarray, np.ndarray], None]
     return top
 
 
-class Folder:
+class Collector:
     """Puts outcomes, in whatever order they come, at their places in the lanes' trees."""
 
     def __init__(self, plan: Plan) -> None:
@@ -325,7 +327,7 @@ class Folder:
         self.tensor = np.array([lane.tensor for lane in plan.lanes], np.int64)
         self.nodes = np.array([lane.nodes for lane in plan.lanes], np.int64)
 
-    def fold(self, outcome: Outcome) -> int:
+    def add(self, outcome: Outcome) -> int:
         """Take one outcome in; how many lanes it completes."""
         for lane, failure in outcome.failures:
             self.failures.setdefault(int(self.tensor[lane]), failure)

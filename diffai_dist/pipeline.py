@@ -14,7 +14,7 @@ from diffai_dist.checkpoint import Checkpoint
 from diffai_dist.cluster import Place, engine, memory_bytes
 from diffai_dist.comparison import Comparison, Pair, Selection, compare_members
 from diffai_dist.errors import CheckpointError, Failure, UsageError
-from diffai_dist.execute import Folder, lost, measure
+from diffai_dist.execute import Collector, lost, measure
 from diffai_dist.formats import open_checkpoint
 from diffai_dist.judging import coverage, tensor_records
 from diffai_dist.plan import Plan, make_plan
@@ -73,18 +73,18 @@ def open_members(urls: Sequence[str], profile: Profile) -> Opened:
 
 def run_plan(plan: Plan, place: Place, on_progress: OnProgress | None = None) -> Measurements:
     """Measure every unit of a plan at a place. The same bits wherever that is."""
-    folder = Folder(plan)
+    collector = Collector(plan)
     traffic: dict[str, storage.Traffic] = {}
     with engine(place, lost) as run:
         for outcome in run(measure, plan.units()):
-            done = folder.fold(outcome)
+            done = collector.add(outcome)
             traffic[outcome.process] = outcome.traffic
             if on_progress:
                 retries = sum(one.retries for one in traffic.values())
                 on_progress(outcome.nbytes, done, len(outcome.failures), retries)
     requests, read = (sum(getattr(one, name) for one in traffic.values()) for name in ("requests", "bytes"))
     log.info("requests %d, bytes read %d, processes %d; headers included", requests, read, len(traffic))
-    return folder.measurements()
+    return collector.measurements()
 
 
 def fit_place(plan: Plan, place: Place) -> Place:

@@ -1,4 +1,4 @@
-"""What to read together, each byte once: lanes, runs, units. Made from headers alone; nothing here does I/O."""
+"""What to read together, each byte once: lanes, subtrees, units. Made from headers alone; nothing here does I/O."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffai_dist.storage import Profile, is_remote
 LARGEST_UNIT = 256 * 2**20
 SMALLEST_UNIT = 16 * 2**20
 UNITS_PER_RUN = 64
-RUNS_PER_UNIT = 4096  # bounds what a task carries where tensors are tiny
+SUBTREES_PER_UNIT = 4096  # bounds what a task carries where tensors are tiny
 
 # One thread's buffer: what it reads before it computes. Local reads of 1 MiB stay in the cache between the two;
 # remote ones want 4 ranges of 8 MiB under way.
@@ -35,8 +35,8 @@ class Lane:
     tensors: tuple[Tensor | None, ...]
     shape: tuple[int, ...]
     nbytes: int
-    level: int  # a run covers 2**level leaves
-    nodes: int  # how many runs that makes
+    level: int  # a subtree covers 2**level leaves
+    nodes: int  # how many subtrees that makes
 
     @property
     def leaf(self) -> int:
@@ -45,7 +45,7 @@ class Lane:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Subtree:
     """A subtree of a lane's leaves: elements [first, stop) of all its members."""
 
     lane: int
@@ -61,7 +61,7 @@ class Unit:
     """What one task reads and measures."""
 
     index: int
-    runs: tuple[Run, ...]
+    subtrees: tuple[Subtree, ...]
     pairs: tuple[tuple[int, int], ...]
     members: int
     arena: int  # bytes of buffer
@@ -72,8 +72,8 @@ class Unit:
     def key(self) -> str:
         """Digest of all that decides the result: pinned objects, ranges, dtypes, leaves, algorithm."""
         digest = hashlib.blake2b(f"{ALGORITHM} {self.pairs} {self.members}".encode(), digest_size=16)
-        for run in self.runs:
-            digest.update(repr((run.first, run.stop, run.leaf, run.tensors)).encode())
+        for subtree in self.subtrees:
+            digest.update(repr((subtree.first, subtree.stop, subtree.leaf, subtree.tensors)).encode())
         return digest.hexdigest()
 
 
@@ -89,7 +89,7 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the run reads; a range that two members share counts once for each."""
+        """Bytes that a run reads; a range that two members share counts once for each."""
         return sum(lane.nbytes for lane in self.lanes)
 
     def peak_memory(self, threads: int) -> int:
@@ -100,8 +100,8 @@ class Plan:
     def units(self) -> Iterator[Unit]:
         """The units, made one by one: small lanes share one, large ones are cut."""
         pairs = tuple((pair.baseline, pair.candidate) for pair in self.comparison.pairs)
-        for index, (runs, nbytes) in enumerate(_pack(self.lanes, self.unit_bytes)):
-            yield Unit(index, runs, pairs, len(self.comparison.members), self.arena, nbytes, self.profile)
+        for index, (subtrees, nbytes) in enumerate(_pack(self.lanes, self.unit_bytes)):
+            yield Unit(index, subtrees, pairs, len(self.comparison.members), self.arena, nbytes, self.profile)
 
 
 def make_plan(comparison: Comparison, profile: Profile, unit_bytes: int | None = None) -> Plan:
@@ -152,25 +152,25 @@ def _lane(index: int, group: tuple[Tensor | None, ...], unit_bytes: int) -> Lane
     return Lane(index, group, shape, nbytes, level, -(-leaves // 2**level))
 
 
-def _runs(lane_index: int, lane: Lane) -> Iterator[tuple[Run, int]]:
-    """The runs of a lane, each with its bytes."""
+def _subtrees(lane_index: int, lane: Lane) -> Iterator[tuple[Subtree, int]]:
+    """The subtrees of a lane, each with its bytes."""
     leaf = lane.leaf
     present = [tensor for tensor in lane.tensors if tensor]
     elements, step = present[0].elements, leaf * 2**lane.level
     for node in range(lane.nodes):
         first, stop = node * step, min((node + 1) * step, elements)
-        yield Run(lane_index, node, first, stop, leaf, lane.tensors), lane.nbytes * (stop - first) // elements
+        yield Subtree(lane_index, node, first, stop, leaf, lane.tensors), lane.nbytes * (stop - first) // elements
 
 
-def _pack(lanes: Iterable[Lane], unit_bytes: int) -> Iterator[tuple[tuple[Run, ...], int]]:
-    runs: list[Run] = []
+def _pack(lanes: Iterable[Lane], unit_bytes: int) -> Iterator[tuple[tuple[Subtree, ...], int]]:
+    subtrees: list[Subtree] = []
     size = 0
     for index, lane in enumerate(lanes):
-        for run, nbytes in _runs(index, lane):
-            if runs and (size + nbytes > unit_bytes or len(runs) >= RUNS_PER_UNIT):
-                yield tuple(runs), size
-                runs, size = [], 0
-            runs.append(run)
+        for subtree, nbytes in _subtrees(index, lane):
+            if subtrees and (size + nbytes > unit_bytes or len(subtrees) >= SUBTREES_PER_UNIT):
+                yield tuple(subtrees), size
+                subtrees, size = [], 0
+            subtrees.append(subtree)
             size += nbytes
-    if runs:
-        yield tuple(runs), size
+    if subtrees:
+        yield tuple(subtrees), size

@@ -19,7 +19,7 @@ from diffai_dist.checkpoint import Checkpoint, Span, Tensor
 from diffai_dist.cluster import Place
 from diffai_dist.comparison import Pair, compare_members
 from diffai_dist.errors import CheckpointError, UsageError
-from diffai_dist.execute import Folder, Outcome, measure
+from diffai_dist.execute import Collector, Outcome, measure
 from diffai_dist.formats import open_checkpoint
 from diffai_dist.judging import tensor_records
 from diffai_dist.partials import BLOCK
@@ -86,10 +86,10 @@ def test_a_pair_inside_a_group_has_the_bits_of_the_pair_alone(pair: tuple[Path, 
 
     def measured(chosen: list[Any], pairs: list[Pair]) -> Any:
         plan = make_plan(compare_members(chosen, pairs), Profile())
-        folder = Folder(plan)
+        collector = Collector(plan)
         for unit in plan.units():
-            folder.fold(measure(unit))
-        return folder.measurements()
+            collector.add(measure(unit))
+        return collector.measurements()
 
     group = measured(members, [Pair(0, 1), Pair(1, 2)])
     alone = measured(members[1:], [Pair(0, 1)])
@@ -110,11 +110,11 @@ def test_a_member_against_itself_is_read_once(pair: tuple[Path, Path]) -> None:
     member = open_checkpoint(str(pair[0]), Profile())
     plan = make_plan(compare_members([member, member], [Pair(0, 1)]), Profile())
     before = storage.traffic().bytes
-    folder = Folder(plan)
+    collector = Collector(plan)
     for unit in plan.units():
-        folder.fold(measure(unit))
+        collector.add(measure(unit))
     assert storage.traffic().bytes - before == sum(tensor.nbytes for tensor in member.tensors.values())
-    assert {record.status for record in tensor_records(folder.measurements(), 0)} == {"identical"}
+    assert {record.status for record in tensor_records(collector.measurements(), 0)} == {"identical"}
 
 
 def test_small_tensors_share_requests(tmp_path: Path) -> None:
@@ -339,9 +339,9 @@ def test_no_element_is_lost_however_many_members_share_the_buffer() -> None:
     plan = make_plan(comparison, Profile())
     (unit,) = plan.units()
     assert unit.arena // unit.members >= 8 * BLOCK + 1
-    folder = Folder(plan)
+    collector = Collector(plan)
     with pytest.raises(AssertionError, match="0 of 10000 elements"):
-        folder.measurements()
+        collector.measurements()
 
 
 def test_a_path_that_is_no_utf8_can_be_stored(tmp_path: Path) -> None:

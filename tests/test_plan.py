@@ -13,7 +13,7 @@ from diffai_dist.checkpoint import Checkpoint, Span, Tensor
 from diffai_dist.comparison import Comparison, Pair, Selection, compare_members, natural
 from diffai_dist.errors import MissingShard, UsageError
 from diffai_dist.grid import leaf_elements
-from diffai_dist.plan import RUNS_PER_UNIT, make_plan
+from diffai_dist.plan import SUBTREES_PER_UNIT, make_plan
 from diffai_dist.storage import Profile, Source
 
 BYTES = {"F32": 4, "BF16": 2, "F64": 8}
@@ -45,10 +45,10 @@ def test_units_cover_every_element_once(shapes: list[tuple[int, ...]], unit_byte
     plan = make_plan(pair_of(checkpoint("/a", **tensors), checkpoint("/b", **tensors)), Profile(), unit_bytes)
     covered: dict[int, list[tuple[int, int]]] = {}
     for unit in plan.units():
-        assert len(unit.runs) <= RUNS_PER_UNIT
-        for run in unit.runs:
-            assert run.first % run.leaf == 0
-            covered.setdefault(run.lane, []).append((run.first, run.stop))
+        assert len(unit.subtrees) <= SUBTREES_PER_UNIT
+        for subtree in unit.subtrees:
+            assert subtree.first % subtree.leaf == 0
+            covered.setdefault(subtree.lane, []).append((subtree.first, subtree.stop))
     for index, lane in enumerate(plan.lanes):
         ranges = covered.get(index, [])
         assert len(ranges) == lane.nodes
@@ -136,4 +136,4 @@ def test_a_million_units_are_made_one_by_one() -> None:
     plan = make_plan(pair_of(checkpoint("/a", **tensors), checkpoint("/b", **tensors)), Profile(), 2**23)
     units = plan.units()
     assert plan.lanes[0].nodes == 2**20
-    assert next(units).runs[0].stop == 2**20
+    assert next(units).subtrees[0].stop == 2**20
