@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffai_dist import storage
 from diffai_dist.analyses import ANALYSES
+from diffai_dist.analyses.sums import whole_rel_l2
 from diffai_dist.checkpoint import Checkpoint
 from diffai_dist.cluster import Place, engine, memory_bytes
 from diffai_dist.comparison import Comparison, Pair, Selection, compare_members
@@ -114,7 +115,8 @@ def judge(opened: Opened, measured: Measurements | None, settings: Settings) -> 
     failures = tuple(dict.fromkeys((*opened.failures, *unreadable, *failed)))
     analyses = tuple(ANALYSES[name]()(measured, 0, records) for name in settings.analyses)
     covered = coverage(measured.comparison, measured.comparison.pairs[0], records)
-    return Result(baseline, candidate, records, failures, analyses, covered, warnings)
+    whole = whole_rel_l2(measured, 0, records)
+    return Result(baseline, candidate, records, failures, analyses, covered, warnings, whole)
 
 
 class Report(Run):

@@ -130,6 +130,7 @@ class Result:
     analyses: tuple[AnalysisRecord, ...]
     coverage: Coverage
     warnings: tuple[str, ...] = ()
+    rel_l2: float | None = None  # of all compared elements together; None where it is not defined
 
     @property
     def differs(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,17 +13,21 @@ _SIGN = np.uint64(2**63)
 _INTEGERS = frozenset({"I8", "U8", "BOOL", "I16", "U16", "I32", "U32", "I64", "U64"})
 # Sums of squares are trusted inside these bounds: magnitudes of 2^±500, beyond which squares leave float64.
 _LEAST, _MOST = 2.0**-1000, 2.0**1000
-# A baseline that is longer than the candidate by this factor leaves 26 bits to their angle.
-_LONGER = 2.0**26
+# What float64 takes from the candidate's direction, per length of the baseline: d = b - a and slope * a are rounded
+# relative to a. Measured: 1.2 units of 2^-53; 8 leave room.
+_ROUNDING = 2.0**-50
+# A distance is given where it is known to this part of itself, or to that part of the whole range where it is tiny.
+_RELATIVE, _ABSOLUTE = 1e-9, 1e-18
 
 NO_DECODER = "the dtype has no decoder: compared as bytes"
 NO_ELEMENTS = "no elements"
 NO_FINITE = "no finite values"
+NO_SUMS = "sums of magnitudes leave float64"
 NO_SQUARES = "magnitudes beyond 2^±500, whose squares leave float64"
 ZERO_BASELINE = "the baseline's norm is 0"
 ZERO_CANDIDATE = "the candidate's norm is 0"
 ZERO_BOTH = "both norms are 0"
-TOO_SHORT = "the candidate's norm is below 2^-26 of the baseline's: no angle"
+TOO_SHORT = "the baseline is so much longer than the candidate that float64 leaves no angle to 1e-9"
 OTHER_BITS = "bits of different dtypes are not compared"
 NO_SIGN = "complex numbers have no sign"
 
@@ -40,19 +44,25 @@ def side_columns(moments: np.ndarray, dtypes: Sequence[DType]) -> dict[str, list
     with np.errstate(all="ignore"):
         mean, spread = moments["mean"], moments["m2"] / finite
         squares = parts * (moments["m2"] + finite * mean**2)
-        sound = some & _sound(squares, moments["abs_sum"])
+        trusted = some & sound(squares, moments["abs_sum"])
         std, l2 = np.sqrt(spread), np.sqrt(squares)
         rms = l2 / np.sqrt(finite)
     columns = {name: _column(moments[name], decoded) for name in _COUNTS}
     columns |= {"mean": _column(mean, some), "absmax_index": _column(moments["absmax_index"], some)}
-    columns |= {name: _column(values, sound) for name, values in (("std", std), ("l2", l2), ("rms", rms))}
+    columns |= {name: _column(values, trusted) for name, values in (("std", std), ("l2", l2), ("rms", rms))}
     columns |= {
         "min": _numbers(moments["low"], dtypes, some, magnitude=False),
         "max": _numbers(moments["high"], dtypes, some, magnitude=False),
         "absmax": _numbers(moments["absmax"], dtypes, some, magnitude=True),
     }
     columns["reason"] = _reasons(
-        [(~decoded, NO_DECODER), (moments["count"] == 0, NO_ELEMENTS), (~some, NO_FINITE), (~sound, NO_SQUARES)]
+        [
+            (~decoded, NO_DECODER),
+            (moments["count"] == 0, NO_ELEMENTS),
+            (~some, NO_FINITE),
+            (~(np.isfinite(mean) & np.isfinite(moments["abs_sum"])), NO_SUMS),
+            (~trusted, NO_SQUARES),
+        ]
     )
     return columns
 
@@ -73,17 +83,18 @@ def change_columns(shifts: np.ndarray, baseline: Sequence[DType], candidate: Seq
     signed = (families != Family.COMPLEX) & (others != Family.COMPLEX)
     count, both, d1 = shifts["count"], shifts["both"], shifts["d1"]
     some, any_element = decoded & (both > 0), decoded & (count > 0)
-    moved, before, after = (_sound(shifts[two], shifts[one]) for two, one in (("d2", "d1"), ("aa", "a1"), ("bb", "b1")))
+    moved, before, after = (sound(shifts[two], shifts[one]) for two, one in (("d2", "d1"), ("aa", "a1"), ("bb", "b1")))
+    distance, known = cosine_distances(shifts)
     from_zero, to_zero = shifts["a1"] == 0, shifts["b1"] == 0
     with np.errstate(all="ignore"):
-        l2, length, norm = np.sqrt(shifts["d2"]), np.sqrt(shifts["bb"]), np.sqrt(shifts["aa"])
-        angle = some & before & after & ~from_zero & ~to_zero & (norm <= _LONGER * length)
+        l2, norm, sizes = np.sqrt(shifts["d2"]), np.sqrt(shifts["aa"]), shifts["a1"] + shifts["b1"]
+        summed = np.isfinite(sizes) & np.isfinite(d1)
         columns = {
             "l2": _column(l2, some & moved),
             "rel_l2": _column(l2 / norm, some & moved & before & ~from_zero),
-            "rel_l1": _column(d1 / (shifts["a1"] + shifts["b1"]), some & ~(from_zero & to_zero)),
+            "rel_l1": _column(d1 / sizes, some & summed & ~(from_zero & to_zero)),
             "mean_abs": _column(d1 / both, some),
-            "cosine_distance": _column(_cosine_distance(shifts, norm, length), angle),
+            "cosine_distance": _column(distance, some & known),
             "changed_fraction": _column(shifts["changed"] / count, any_element),
             "bits_changed_fraction": _column(shifts["bits"] / count, any_element & equal),
             "sign_flip_fraction": _column(shifts["flips"] / count, any_element & signed),
@@ -97,11 +108,12 @@ def change_columns(shifts: np.ndarray, baseline: Sequence[DType], candidate: Seq
             (~decoded, NO_DECODER),
             (count == 0, NO_ELEMENTS),
             (~some, NO_FINITE),
+            (~summed, NO_SUMS),
             (~(moved & before & after), NO_SQUARES),
             (from_zero & to_zero, ZERO_BOTH),
             (from_zero, ZERO_BASELINE),
             (to_zero, ZERO_CANDIDATE),
-            (~angle, TOO_SHORT),
+            (~known, TOO_SHORT),
             (~equal, OTHER_BITS),
             (~signed, NO_SIGN),
         ]
@@ -109,22 +121,32 @@ def change_columns(shifts: np.ndarray, baseline: Sequence[DType], candidate: Seq
     return columns
 
 
-def _cosine_distance(shifts: np.ndarray, norm: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """1 - cos, from the part of the candidate that is orthogonal to the baseline: small angles keep their digits."""
-    cosine = np.clip((1.0 + shifts["slope"]) * (norm / length), -1.0, 1.0)
-    sine2 = np.minimum(shifts["rest"] / shifts["bb"], 1.0)
-    distance: np.ndarray = np.where(cosine >= 0.0, sine2 / (1.0 + cosine), 1.0 - cosine)
-    return distance
+def cosine_distances(sums: Mapping[str, np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """1 - cos of columns a1, b1, aa, bb, slope and rest as in SHIFT, and whether each is known.
+
+    It comes from the part of the candidate that is orthogonal to the baseline, so that small angles keep their digits.
+    That part is the smaller for the rounding of a long baseline: `blur` is the angle that is lost to it. Known is what
+    is right to 1e-9 of itself, or to 1e-18.
+    """
+    with np.errstate(all="ignore"):
+        norm, length = np.sqrt(sums["aa"]), np.sqrt(sums["bb"])
+        cosine = np.clip((1.0 + sums["slope"]) * (norm / length), -1.0, 1.0)
+        sine2 = np.minimum(sums["rest"] / sums["bb"], 1.0)
+        distance: np.ndarray = np.where(cosine >= 0.0, sine2 / (1.0 + cosine), 1.0 - cosine)
+        blur = _ROUNDING * (norm / length)
+        sine = np.maximum(np.sqrt(sine2), blur)
+        sharp = (blur <= _RELATIVE * np.where(cosine >= 0.0, sine, 1.0)) | (blur * sine <= _ABSOLUTE)
+        known = sound(sums["aa"], sums["a1"]) & sound(sums["bb"], sums["b1"]) & (norm > 0.0) & (length > 0.0) & sharp
+    return distance, known
 
 
 def _family(dtypes: Sequence[DType]) -> np.ndarray:
     return np.array([dtype.family for dtype in dtypes], np.int64)
 
 
-def _sound(squares: np.ndarray, absolutes: np.ndarray) -> np.ndarray:
-    """Whether a sum of squares can be trusted: neither overflown nor lost."""
-    trusted: np.ndarray = (absolutes == 0.0) | ((squares >= _LEAST) & (squares <= _MOST))
-    return trusted
+def sound(squares: Any, absolutes: Any) -> Any:
+    """Whether a sum of squares can be trusted, given the sum of magnitudes: neither overflown nor lost."""
+    return (absolutes == 0.0) | ((squares >= _LEAST) & (squares <= _MOST))
 
 
 def _column(values: np.ndarray, defined: np.ndarray) -> list[Any]:

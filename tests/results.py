@@ -178,11 +178,12 @@ def result(
     failures: Sequence[Failure] = (),
     analyses: Sequence[AnalysisRecord] = (),
     warnings: Sequence[str] = (),
+    rel_l2: float | None = None,
 ) -> Result:
     """The result of one pair that holds these."""
     covered = covering(records)
     parts = tuple(failures), tuple(analyses), covered, tuple(warnings)
-    return Result("old.safetensors", "new.safetensors", records, *parts)
+    return Result("old.safetensors", "new.safetensors", records, *parts, rel_l2)
 
 
 def member(**tensors: tuple[str, tuple[int, ...]]) -> Checkpoint:
@@ -196,14 +197,15 @@ def member(**tensors: tuple[str, tuple[int, ...]]) -> Checkpoint:
 
 
 def measured(**shifts: dict[str, Any]) -> Measurements:
-    """Measurements of one pair: per tensor of 10 F32 elements the SHIFT fields that are not neutral."""
-    one = member(**{name: ("F32", (10,)) for name in shifts})
+    """Measurements of one pair: per tensor of 10 elements the SHIFT fields that are not neutral, and a `dtype`."""
+    one = member(**{name: (str(shift.get("dtype", "F32")), (10,)) for name, shift in shifts.items()})
     comparison = compare_members((one, one), (Pair(0, 1),))
     rows = empty(SHIFT, (len(comparison.aligned), 1))
     for i, aligned in enumerate(comparison.aligned):
         rows["count"][i] = rows["both"][i] = 10
         for key, value in shifts[aligned.name].items():
-            rows[key][i, 0] = value
+            if key != "dtype":
+                rows[key][i, 0] = value
     return of(comparison, rows)
 
 

@@ -9,6 +9,7 @@ import os
 import random
 import re
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,7 @@ from diffai_dist.analyses import ANALYSES, NOT_YET, change_summary, roles, sort_
 from diffai_dist.analyses.change_summary import ChangeSummary, cosine_distance
 from diffai_dist.analyses.layer_impact import LayerImpact
 from diffai_dist.analyses.roles import ROLES, block, role
-from diffai_dist.analyses.sums import Shift, shifts_of
+from diffai_dist.analyses.sums import Shift, exact, grouped, shifts_of, whole_rel_l2
 from diffai_dist.comparison import Pair, compare_members
 from diffai_dist.partials import SHIFT, empty
 from diffai_dist.records import AnalysisRecord, Measurements, TensorRecord
@@ -218,7 +219,7 @@ def test_layer_impact_rolls_up_blocks_and_roles() -> None:
     blocks = {row["block"]: row for row in answer.result["blocks"]}
     assert list(blocks) == ["embed", "model.layers.0", "model.layers.1", "norm"]
     assert blocks["model.layers.0"] == {
-        "block": "model.layers.0", "share": 0.75, "rel_l2": math.sqrt(3 / 8), "changed_fraction": 0.5,
+        "block": "model.layers.0", "share": 0.75, "rel_l2": math.sqrt(3) / math.sqrt(8), "changed_fraction": 0.5,
         "l2": math.sqrt(3), "d2": 3.0, "tensors": 2, "elements": 20,
     }  # fmt: skip
     assert {row["role"]: row["share"] for row in answer.result["roles"]} == {
@@ -238,12 +239,65 @@ def test_what_is_not_defined_is_null() -> None:
 
 
 @given(st.lists(st.floats(0, 1e300), min_size=1, max_size=30))
-def test_the_blocks_add_to_the_whole_exactly(squares: list[float]) -> None:
-    answer = ask(LayerImpact(), measured(**{f"h.{i % 4}.{i}": {"d2": d2, "aa": 1.0} for i, d2 in enumerate(squares)}))
-    parts = [row["d2"] for row in answer.result["blocks"]]
-    assert answer.result["d2"] == math.fsum(parts)
-    shares = [row["share"] for row in answer.result["blocks"] if row["share"] is not None]
-    assert not shares or math.isclose(math.fsum(shares), 1)
+def test_the_parts_add_to_the_whole_exactly(squares: list[float]) -> None:
+    """Blocks and roles alike, as rationals; what is published is each of them rounded once."""
+    kinds = ("mlp.up_proj", "self_attn.q_proj", "norm")
+    names = [f"h.{i % 4}.{kinds[i % 3]}.{i}" for i in range(len(squares))]
+    measurements = measured(**{name: {"d2": d2, "aa": 1.0} for name, d2 in zip(names, squares, strict=True)})
+    result = ask(LayerImpact(), measurements).result
+    rows = shifts_of(measurements, 0, records_of(measurements))
+    whole = sum(map(Fraction, squares))
+    assert result["d2"] == float(whole)
+    for table, key, label in (("blocks", block, "block"), ("roles", role, "role")):
+        parts = {name: exact(row.d2 for row in group) for name, group in grouped(rows, key).items()}
+        assert sum(parts.values()) == whole
+        for row in result[table]:
+            part = parts[row[label]]
+            assert part is not None
+            assert row["d2"] == float(part)
+            assert row["share"] == (float(part / whole) if whole else None)
+        if whole:
+            assert abs(math.fsum(row["share"] for row in result[table]) - 1.0) <= 2.0**-52
+
+
+def test_shares_of_an_infinite_whole_are_null() -> None:
+    for d2 in (math.inf, 1.7e308):  # the sum of the latter overflows
+        measurements = measured(**{f"h.{i}.w": {"d2": d2 if i else 1.0, "aa": 1.0} for i in range(3)})
+        impact, summary = (ask(one, measurements).result for one in (LayerImpact(), ChangeSummary()))
+        assert (impact["d2"], impact["l2"], impact["rel_l2"]) == (None, None, None)
+        assert {row["share"] for table in (impact["blocks"], impact["roles"], summary["roles"]) for row in table} == {
+            None
+        }
+
+
+def test_bytes_are_not_mixed_with_elements() -> None:
+    measurements = measured(
+        a={"d2": 1.0, "aa": 4.0, "changed": 5}, b={"dtype": "F6_E2M3", "count": 10**6, "changed": 10**6}
+    )
+    for analysis in (LayerImpact(), ChangeSummary()):
+        result = ask(analysis, measurements).result
+        assert [result[key] for key in ("elements", "undecoded", "rel_l2")] == [10, 1, 0.5]
+    assert ask(LayerImpact(), measurements).result["changed_fraction"] == 0.5
+    assert ask(ChangeSummary(), measurements).result["elements_changed"] == 5
+
+
+def test_the_change_of_the_whole_is_that_of_the_elements_compared() -> None:
+    measurements = measured(**SOME)
+    records = records_of(measurements)
+    assert whole_rel_l2(measurements, 0, records) == math.sqrt(4) / math.sqrt(10)
+    failed = [tensor(one.name, "failed") for one in records]
+    assert whole_rel_l2(measurements, 0, failed) is None
+    assert whole_rel_l2(measured(w={"d2": 1.0}), 0, [tensor("w")]) is None
+    far = measured(w={"d2": 1.0, "aa": 1.0}, x={"d2": math.inf, "aa": 1.0})
+    assert whole_rel_l2(far, 0, records_of(far)) is None
+    lost = measured(w={"d2": 0.0, "d1": 1e-200, "aa": 1.0})  # squares below float64
+    assert whole_rel_l2(lost, 0, records_of(lost)) is None
+
+
+def test_the_angle_of_the_whole_is_refused_where_that_of_a_tensor_is() -> None:
+    a = np.array([1.0, 2.0, 3.0]) * 2.0**26
+    assert cosine_distance([regression("t", a, np.array([3.0, 1.0, 2.0]))]) is None
+    assert cosine_distance([regression("t", a * 1e-170, a * 1e-170 + 1.0)]) is None
 
 
 def test_sums_that_overflow_are_null_rather_than_infinite() -> None:
@@ -280,7 +334,14 @@ def regression(name: str, a: np.ndarray, b: np.ndarray) -> Shift:
     d, aa = b - a, float(a @ a)
     slope = float(d @ a) / aa if aa else 0.0
     rest = d - slope * a
-    return Shift(name, len(a), len(a), int((a != b).sum()), float(d @ d), aa, slope, float(rest @ rest))
+    sizes = [float(abs(x).sum()) for x in (d, a, b)]
+    changed = int((a != b).sum())
+    return Shift(name, len(a), len(a), changed, float(d @ d), *sizes, aa, float(b @ b), slope, float(rest @ rest))
+
+
+def shift(slope: float, rest: float, bb: float) -> Shift:
+    """A baseline of length 1."""
+    return Shift("t", 1, 1, 1, slope * slope + rest, 1.0, 1.0, bb, 1.0, bb, slope, rest)
 
 
 VECTORS = st.lists(st.floats(-100, 100, width=16), min_size=2, max_size=6)
@@ -301,15 +362,14 @@ def test_the_cosine_of_the_parts_is_that_of_the_whole(parts: list[list[float]], 
 
 
 def test_a_tiny_angle_survives() -> None:
-    row = Shift("t", 10, 10, 10, 1e-20, 1.0, 0.0, 1e-20)
-    assert cosine_distance([row]) == pytest.approx(5e-21, rel=1e-12)
+    assert cosine_distance([shift(0.0, 1e-20, 1.0)]) == pytest.approx(5e-21, rel=1e-12)
 
 
 def test_a_scaled_checkpoint_points_the_same_way_and_a_negated_one_opposite() -> None:
-    assert cosine_distance([Shift("t", 1, 1, 1, 1.0, 1.0, 1.0, 0.0)] * 3) == 0.0
-    assert cosine_distance([Shift("t", 1, 1, 1, 4.0, 1.0, -2.0, 0.0)] * 3) == 2.0
-    assert cosine_distance([Shift("t", 1, 1, 1, 2.0, 1.0, -1.0, 1.0)]) == 1.0
-    assert cosine_distance([Shift("t", 1, 1, 1, 1.0, 1.0, -1.0, 0.0)]) is None
+    assert cosine_distance([shift(1.0, 0.0, 4.0)] * 3) == 0.0
+    assert cosine_distance([shift(-2.0, 0.0, 1.0)] * 3) == 2.0
+    assert cosine_distance([shift(-1.0, 1.0, 1.0)]) == 1.0
+    assert cosine_distance([shift(-1.0, 0.0, 0.0)]) is None
     assert cosine_distance([]) is None
 
 
@@ -323,7 +383,7 @@ def test_the_summary_counts_and_sums() -> None:
         50,
         21,
     ]
-    assert result["rel_l2"] == math.sqrt(4 / 10)
+    assert result["rel_l2"] == math.sqrt(4) / math.sqrt(10)
     assert result["roles"] == [
         {"role": "up", "share": 0.5, "tensors": 1},
         {"role": "q", "share": 0.375, "tensors": 2},

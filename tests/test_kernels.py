@@ -488,6 +488,21 @@ def test_a_cache_that_disappears_does_not_stop_the_run(tmp_path, monkeypatch):
     assert kernel(21) == 42
 
 
+@pytest.mark.parametrize("ending", ["nbi", "nbc"])
+@pytest.mark.parametrize("damage", [b"", b"\x80", "half", "random"])
+def test_a_damaged_cache_is_compiled_anew_and_replaced(tmp_path, monkeypatch, ending, damage):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    assert entry(twice)(21) == 42
+    (path,) = tmp_path.rglob(f"*.{ending}")
+    whole = path.read_bytes()
+    bad = {"half": whole[: len(whole) // 2], "random": np.random.default_rng(1).bytes(len(whole))}
+    path.write_bytes(damage if isinstance(damage, bytes) else bad[damage])
+    assert entry(twice)(21) == 42
+    healed = entry(twice)
+    assert healed(21) == 42
+    assert sum(healed.stats.cache_hits.values()) == 1
+
+
 def test_another_source_makes_another_cache_key(tmp_path, monkeypatch):
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     for digest, hits in (("one", 0), ("one", 1), ("two", 0)):

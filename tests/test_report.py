@@ -123,12 +123,13 @@ def test_a_share_never_looks_like_nothing_or_all(fraction: float) -> None:
     assert (shown == "100%") == (fraction == 1)
 
 
-def test_on_80_columns_mean_and_std_come_first_and_nothing_is_cut_but_the_name() -> None:
+def test_on_80_columns_mean_and_std_come_first_and_a_name_that_fits_is_whole() -> None:
     name = "model.language_model.layers.10.self_attn.q_proj.weight"
     moved = tensor(name, candidate=side(-3e-4, 1e-7, nans=2, dtype="BF16"))
     assert lines(moved, width=80) == [
-        "  ~ model.language….q_proj.weight: mean=0.0018->-3.00e-04, std=0.0518->1.00e-07,",
-        "        rel_l2=0.2000, max_abs=0.0213@5, changed=50%, dtype=F32->BF16, nans=0->2",
+        "  ~ model.language_model.layers.10.self_attn.q_proj.weight:",
+        "        mean=0.0018->-3.00e-04, std=0.0518->1.00e-07, rel_l2=0.2000,",
+        "        max_abs=0.0213@5, changed=50%, dtype=F32->BF16, nans=0->2",
     ]
 
 
@@ -162,7 +163,7 @@ def test_colour_marks_names_and_non_finite_values_and_changes_no_character() -> 
 
 
 def test_failures_follow_the_tensors_and_warnings_are_left_to_stderr() -> None:
-    shown = result(tensor("a"), tensor("h.3.w", "failed"), failures=[failure()], warnings=["odd"])
+    shown = result(tensor("a"), tensor("h.3.w", "failed"), failures=[failure()], warnings=["odd"], rel_l2=0.2)
     assert render("text", shown).splitlines()[1:] == [
         "  x s3://b/step-2/model.safetensors: tensor h.3.w: 512 bytes, expected 1,024 bytes. "
         "Was the upload cut short? [E1103]",
@@ -179,12 +180,17 @@ def total(*records: Any, **parts: Any) -> str:
 def test_the_total_says_how_many_ended_how() -> None:
     same = [tensor(f"s{i}", "identical") for i in range(3)]
     quiet = tensor("e", "identical", within_epsilon=1e-6)
-    assert total(tensor("a"), tensor("n", "added"), *same, quiet) == (
+    assert total(tensor("a"), tensor("n", "added"), *same, quiet, rel_l2=0.0894) == (
         "1 changed, 1 added, 0 removed, 4 identical (1 within epsilon) · rel_l2 0.0894"
     )
     assert total(tensor("r", "removed"), tensor("i", "incomparable")) == (
         "0 changed, 0 added, 1 removed, 1 incomparable, 0 identical"
     )
+
+
+def test_the_total_says_no_size_of_change_where_none_is_defined() -> None:
+    assert total(tensor("a"), tensor("b", change=change(l2=None, rel_l2=None))).endswith("0 identical")
+    assert total(tensor("a"), rel_l2=0.0).endswith("· rel_l2 0")
 
 
 def test_no_difference_is_said_in_words() -> None:
@@ -414,7 +420,7 @@ def test_an_independent_parser_finds_nothing_in_the_markdown_but_our_tables(name
 
 
 def test_markdown_reads_as_tables() -> None:
-    text = render("markdown", result(tensor("fc1|`x`"), tensor("b", "added"), analyses=[IMPACT]))
+    text = render("markdown", result(tensor("fc1|`x`"), tensor("b", "added"), analyses=[IMPACT], rel_l2=0.2))
     assert text == (
         "## Comparison\n"
         "\n"

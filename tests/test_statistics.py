@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import decimal
 import json
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from diffai_dist.dtypes import dtype_of
-from diffai_dist.statistics import change_columns, side_columns
+from diffai_dist.statistics import TOO_SHORT, change_columns, side_columns
 from test_kernels import NAMES, noise, rows, weights
 
 
@@ -68,6 +70,45 @@ def test_a_candidate_far_shorter_than_the_baseline_has_no_angle():
     _, change = columns(floats([1e12, 1.0]), floats([1.0, 1.0]))
     assert change["cosine_distance"] is None
     assert "no angle" in change["reason"]
+
+
+def exact_distance(a, b):
+    """1 - cos to 60 digits."""
+    aa, bb, ab = (
+        sum(Fraction(x) * Fraction(y) for x, y in zip(*pair, strict=True)) for pair in ((a, a), (b, b), (a, b))
+    )
+    square = ab * ab / (aa * bb)
+    with decimal.localcontext(prec=60):
+        cosine = (decimal.Decimal(square.numerator) / square.denominator).sqrt()
+        return 1 - cosine if ab > 0 else 1 + cosine
+
+
+@pytest.mark.parametrize("bits", range(0, 27, 2))
+def test_a_cosine_distance_is_right_to_1e_9_or_not_given(bits):
+    """Of random angles, near and opposite directions too, for baselines up to 2^26 times as long."""
+    noise, given_at = np.random.default_rng(bits), 0
+    for _ in range(150):
+        a = noise.standard_normal(noise.integers(2, 12))
+        b = noise.choice([-1, 1]) * a + 10.0 ** noise.uniform(-8, 1) * noise.standard_normal(a.size)
+        _, change = columns(floats(a), floats(b * 2.0**-bits))
+        found = change["cosine_distance"]
+        if found is None:
+            assert change["reason"] == TOO_SHORT
+            continue
+        given_at += 1
+        expected = exact_distance(a.tolist(), (b * 2.0**-bits).tolist())
+        assert abs(decimal.Decimal(found) - expected) <= max(
+            expected * decimal.Decimal("1e-9"), decimal.Decimal("1e-18")
+        )
+    assert given_at == 150 if bits <= 4 else given_at > 20 if bits <= 16 else True
+
+
+def test_sums_that_leave_float64_are_none_with_that_reason():
+    sides, change = columns(floats([1e308] * 4), floats([-1e308, 1e308, 1e308, 1e308]))
+    for cells in (change, {name: column[0] for name, column in sides.items()}):
+        assert cells["reason"] == "sums of magnitudes leave float64"
+    assert (sides["mean"][0], change["rel_l1"], change["mean_abs"], change["l2"]) == (None, None, None, None)
+    assert (sides["max"][0], change["changed_fraction"], change["max_abs_index"]) == (1e308, 0.25, 0)
 
 
 @pytest.mark.parametrize("name", ["I64", "U64", "I32", "U8"])

@@ -234,7 +234,7 @@ def test_ci_and_dumb_terminals_get_lines_rather_than_a_bar(environ: dict[str, st
     with Progress(1000, 10, stream=stream, clock=clock, environ=environ) as progress:
         clock.now += 30
         progress.advance(500, 5)
-    assert stream.getvalue() == ("12:00:30 tensors 5/10 · 500/1,000 B · 17 B/s · eta 30s · retries 0 · failed 0\n")
+    assert stream.getvalue() == ("12:00:30 tensors 5/10 · 500/1,000 B · 17 B/s · eta 30s\n")
 
 
 def test_a_terminal_gets_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,4 +251,4 @@ def test_a_terminal_gets_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_run_without_bytes_has_a_status() -> None:
     progress = Progress(0, 0, stream=io.StringIO(), clock=Clock(), environ={})
-    assert progress.status(Clock().now) == "tensors 0/0 · 0/0 B · retries 0 · failed 0"
+    assert progress.status(Clock().now) == "tensors 0/0 · 0/0 B"

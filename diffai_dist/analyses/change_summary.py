@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from diffai_dist.analyses.roles import role
 from diffai_dist.analyses.sort_by_change import sort_by_change
-from diffai_dist.analyses.sums import Shift, ratio, rolled_up, shifts_of, total
+from diffai_dist.analyses.sums import Shift, exact, grouped, rolled_up, share, shifts_of, undecoded
 from diffai_dist.records import AnalysisRecord, Finding, Measurements, Side, Status, TensorRecord
 
 COUNTED: tuple[tuple[Status, Literal["medium", "info"]], ...] = (
@@ -37,7 +37,7 @@ class ChangeSummary:
         from diffai_dist.judging import coverage  # brings NumPy, which --help does not need
 
         rows = shifts_of(measured, pair_index, records)
-        whole = rolled_up(rows, total(row.d2 for row in rows))
+        whole = rolled_up(rows)
         counts = Counter(record.status for record in records)
         movers = sort_by_change(record for record in records if record.status == "changed")[: self.top]
         comparison = measured.comparison
@@ -50,6 +50,7 @@ class ChangeSummary:
             "elements": whole["elements"],
             "elements_changed": sum(row.changed for row in rows),
             "elements_changed_fraction": whole["changed_fraction"],
+            "undecoded": undecoded(measured, pair_index, records),
             "coverage": {**dataclasses.asdict(covered), "not_compared": dict(covered.not_compared)},
             "dtype_changes": _dtype_changes(records),
             "top": [_mover(record) for record in movers],
@@ -62,21 +63,24 @@ def cosine_distance(rows: Sequence[Shift]) -> float | None:
     """1 - cos of the angle between all baseline and all candidate values, each put into one long vector.
 
     From the regression d = slope*a + rest, whose sums merge as in Chan et al. 1979; here for all tensors at once, so
-    that their order does not matter. With t = rest / ((1+slope)^2 * aa) the cosine is +-1/sqrt(1+t), and
-    1 - 1/sqrt(1+t) is written without a difference, so that tiny angles survive.
+    that their order does not matter. The angle is then found, or refused, as that of one tensor is.
     """
-    norm = total(row.aa for row in rows)
-    slope = ratio(total(row.slope * row.aa for row in rows), norm)
-    if slope is None:
-        return None
-    rest = total(row.rest + (row.slope - slope) ** 2 * row.aa for row in rows)
-    along = (1 + slope) ** 2 * norm
-    if not math.isfinite(rest + along) or not rest + along:  # a candidate of zeros has no direction
-        return None
-    if not along:
-        return 1.0
-    secant = math.sqrt(1 + rest / along)
-    return (rest / along) / (secant * (secant + 1)) if slope > -1 else 1 + 1 / secant
+    import numpy as np
+
+    from diffai_dist.statistics import cosine_distances
+
+    keys = ("a1", "b1", "aa", "bb")
+    sums = {key: _total(getattr(row, key) for row in rows) for key in keys}
+    slope = _total(row.slope * row.aa for row in rows) / sums["aa"] if sums["aa"] else 0.0
+    rest = _total(row.rest + (row.slope - slope) ** 2 * row.aa for row in rows)
+    columns = {key: np.array([value]) for key, value in {**sums, "slope": slope, "rest": rest}.items()}
+    distance, known = cosine_distances(columns)
+    return float(distance[0]) if known[0] and math.isfinite(distance[0]) else None
+
+
+def _total(values: Iterable[float]) -> float:
+    found = exact(values)
+    return math.nan if found is None else float(found)
 
 
 def _mover(record: TensorRecord) -> dict[str, Any]:
@@ -87,13 +91,13 @@ def _mover(record: TensorRecord) -> dict[str, Any]:
 
 def _roles(rows: Sequence[Shift]) -> list[dict[str, Any]]:
     """Share of the squared displacement by role, largest first."""
-    groups: dict[str, list[float]] = {}
-    for row in rows:
-        groups.setdefault(role(row.name), []).append(row.d2)
-    parts = {name: total(values) for name, values in groups.items()}
-    whole = total(parts.values())
-    ordered = sorted(parts, key=lambda name: (-parts[name], name))
-    return [{"role": name, "share": ratio(parts[name], whole), "tensors": len(groups[name])} for name in ordered]
+    whole = exact(row.d2 for row in rows)
+    groups = grouped(rows, role)
+    parts = {name: exact(row.d2 for row in group) for name, group in groups.items()}
+    ordered = sorted(
+        parts, key=lambda name: (parts[name] is not None, -(parts[name] or 0), name)
+    )  # infinite ones first
+    return [{"role": name, "share": share(parts[name], whole), "tensors": len(groups[name])} for name in ordered]
 
 
 def _dtype_changes(records: Sequence[TensorRecord]) -> list[dict[str, Any]]:

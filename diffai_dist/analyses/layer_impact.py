@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from diffai_dist.analyses.roles import block, role
-from diffai_dist.analyses.sums import Shift, ratio, rolled_up, shifts_of, total
+from diffai_dist.analyses.sums import Shift, exact, grouped, rolled_up, share, shifts_of, undecoded
 from diffai_dist.records import AnalysisRecord, Finding, Measurements, TensorRecord
 
 
@@ -15,9 +15,12 @@ from diffai_dist.records import AnalysisRecord, Finding, Measurements, TensorRec
 class LayerImpact:
     """Which layers changed most: share of the squared displacement per block and role.
 
-    A group's d2 is the correctly rounded sum over its tensors; `d2` of the whole is that sum over the blocks' d2, so
-    that the blocks add to it exactly. The roles' shares refer to the sum over the roles, which may differ in the last
-    bit. `tensor` of a finding is the block. Impact on what the model does cannot be read from weights.
+    The whole is the sum of the tensors' d2, float64 numbers, as an exact rational; a group's part of it likewise, so
+    that the parts add up to the whole exactly, blocks and roles to the same one. `d2` is each sum and `share` each
+    quotient part / whole, correctly rounded: shares add to 1 within an ulp, and published d2 to each other within half
+    an ulp of each. All shares are null where the whole is 0 or no finite float64. Tensors of dtypes without a decoder
+    have no d2 and are left out; `undecoded` says how many. `tensor` of a finding is the block. Impact on what the model
+    does cannot be read from weights.
     """
 
     name: ClassVar[str] = "layer_impact"
@@ -28,9 +31,9 @@ class LayerImpact:
     def __call__(self, measured: Measurements, pair_index: int, records: Sequence[TensorRecord]) -> AnalysisRecord:
         """Blocks and roles in the order of the comparison's tensors, so that depth reads from top to bottom."""
         rows = shifts_of(measured, pair_index, records)
-        blocks, whole = _grouped(rows, "block", block)
-        roles, _ = _grouped(rows, "role", role)
-        result = {**rolled_up(rows, whole), "blocks": blocks, "roles": roles}
+        blocks, roles = _table(rows, "block", block), _table(rows, "role", role)
+        left_out = undecoded(measured, pair_index, records)
+        result = {**rolled_up(rows), "undecoded": left_out, "blocks": blocks, "roles": roles}
         return AnalysisRecord(self.name, result, self._findings(blocks))
 
     def _findings(self, blocks: Sequence[dict[str, Any]]) -> tuple[Finding, ...]:
@@ -42,15 +45,10 @@ class LayerImpact:
         )
 
 
-def _grouped(rows: Sequence[Shift], label: str, key: Callable[[str], str]) -> tuple[list[dict[str, Any]], float]:
-    """A row per group, and the whole that the shares refer to: the sum of the groups' d2."""
-    groups: dict[str, list[Shift]] = {}
-    for row in rows:
-        groups.setdefault(key(row.name), []).append(row)
-    parts = {name: total(row.d2 for row in group) for name, group in groups.items()}
-    whole = total(parts.values())
-    table = [
-        {label: name, "share": ratio(parts[name], whole), **rolled_up(group, parts[name])}
-        for name, group in groups.items()
+def _table(rows: Sequence[Shift], label: str, key: Callable[[str], str]) -> list[dict[str, Any]]:
+    """A row per group."""
+    whole = exact(row.d2 for row in rows)
+    return [
+        {label: name, "share": share(exact(row.d2 for row in group), whole), **rolled_up(group)}
+        for name, group in grouped(rows, key).items()
     ]
-    return table, whole

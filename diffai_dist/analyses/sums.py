@@ -1,13 +1,17 @@
-"""Sums over tensors that do not depend on their order, and the ratios made of them."""
+"""Exact sums over tensors, which do not depend on their order, and the numbers made of them, rounded once."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
+from diffai_dist.dtypes import Family
 from diffai_dist.records import Measurements, TensorRecord
+
+_UNITS = 2**1074  # of the smallest float64 in 1: a float64 times this is an integer
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,51 +23,99 @@ class Shift:
     count: int
     changed: int
     d2: float
+    d1: float
+    a1: float
+    b1: float
     aa: float
+    bb: float
     slope: float
     rest: float
 
 
+_SUMS = ("count", "changed", "d2", "d1", "a1", "b1", "aa", "bb", "slope", "rest")
+
+
 def shifts_of(measured: Measurements, pair_index: int, records: Sequence[TensorRecord]) -> list[Shift]:
-    """One row for each tensor of the pair whose elements were compared, in the order of the comparison."""
+    """One row for each tensor of the pair whose numbers were compared, in the order of the comparison.
+
+    Not those of dtypes without a decoder: what they count are bytes, which `undecoded` counts as tensors.
+    """
+    chosen = [i for i, _, decoded in _compared(measured, pair_index, records) if decoded]
+    sizes = [elements for _, elements, decoded in _compared(measured, pair_index, records) if decoded]
+    rows = measured.shifts[chosen, pair_index]
+    columns = [rows[key].tolist() for key in _SUMS]
+    names = [measured.comparison.aligned[i].name for i in chosen]
+    return [Shift(*row) for row in zip(names, sizes, *columns, strict=True)]
+
+
+def undecoded(measured: Measurements, pair_index: int, records: Sequence[TensorRecord]) -> int:
+    """How many tensors were compared as bytes, and so are in no sum."""
+    return sum(not decoded for _, _, decoded in _compared(measured, pair_index, records))
+
+
+def _compared(
+    measured: Measurements, pair_index: int, records: Sequence[TensorRecord]
+) -> Iterator[tuple[int, int, bool]]:
+    """Index, elements, and whether there is a decoder, of each tensor with a change."""
     compared = {record.name for record in records if record.change is not None}
     baseline = measured.comparison.pairs[pair_index].baseline
-    rows = measured.shifts[:, pair_index]
-    columns = [rows[key].tolist() for key in ("count", "changed", "d2", "aa", "slope", "rest")]
-    return [
-        Shift(aligned.name, tensor.elements, *row)
-        for aligned, *row in zip(measured.comparison.aligned, *columns, strict=True)
-        if aligned.name in compared and (tensor := aligned.tensors[baseline]) is not None
-    ]
+    for i, aligned in enumerate(measured.comparison.aligned):
+        if aligned.name in compared and (tensor := aligned.tensors[baseline]) is not None:
+            yield i, tensor.elements, tensor.decoder.family != Family.BYTES
 
 
-def total(values: Iterable[float]) -> float:
-    """The exactly rounded sum (Shewchuk), infinite where it overflows."""
+def exact(values: Iterable[float]) -> Fraction | None:
+    """The sum without any rounding; None where a value, or the sum, is not a finite float64."""
     try:
-        return math.fsum(values)
-    except OverflowError:
-        return math.inf
+        units = sum(above * (_UNITS // below) for above, below in map(float.as_integer_ratio, values))
+        found = Fraction(units, _UNITS)
+        float(found)
+    except (OverflowError, ValueError):  # infinite or too large; not a number
+        return None
+    return found
 
 
-def ratio(part: float, whole: float) -> float | None:
-    """part / whole; None where that is not a finite number."""
-    share = part / whole if whole else math.nan
-    return share if math.isfinite(share) else None
+def share(part: Fraction | None, whole: Fraction | None) -> float | None:
+    """part / whole, correctly rounded; None where that is not defined."""
+    return float(part / whole) if part is not None and whole else None
 
 
-def root(square: float) -> float | None:
-    """The square root; None where it is not a finite number."""
-    return math.sqrt(square) if math.isfinite(square) else None
+def relative(rows: Sequence[Shift]) -> float | None:
+    """rel_l2 = sqrt(sum d2) / sqrt(sum aa); None without a baseline, or where squares left float64."""
+    from diffai_dist.statistics import sound  # brings NumPy, which --help does not need
+
+    norms = []
+    for squares, sizes in (("d2", "d1"), ("aa", "a1")):
+        square, size = (exact(getattr(row, key) for row in rows) for key in (squares, sizes))
+        if square is None or not sound(float(square), math.inf if size is None else float(size)):
+            return None
+        norms.append(math.sqrt(square))
+    moved, norm = norms
+    return moved / norm if norm else None
 
 
-def rolled_up(rows: Sequence[Shift], d2: float) -> dict[str, Any]:
-    """How far a group of tensors moved, `d2` being its sum of squared differences."""
-    relative = ratio(d2, total(row.aa for row in rows))
+def whole_rel_l2(measured: Measurements, pair_index: int, records: Sequence[TensorRecord]) -> float | None:
+    """rel_l2 of the whole checkpoint, over all elements of compared tensors that are finite on both sides."""
+    return relative(shifts_of(measured, pair_index, records))
+
+
+def grouped(rows: Iterable[Shift], key: Callable[[str], str]) -> dict[str, list[Shift]]:
+    """Rows by the key of their names, in order of appearance."""
+    groups: dict[str, list[Shift]] = {}
+    for row in rows:
+        groups.setdefault(key(row.name), []).append(row)
+    return groups
+
+
+def rolled_up(rows: Sequence[Shift]) -> dict[str, Any]:
+    """How far a group of tensors moved."""
+    square = exact(row.d2 for row in rows)
+    count = sum(row.count for row in rows)
     return {
-        "rel_l2": None if relative is None else math.sqrt(relative),
-        "changed_fraction": ratio(sum(row.changed for row in rows), sum(row.count for row in rows)),
-        "l2": root(d2),
-        "d2": d2 if math.isfinite(d2) else None,
+        "rel_l2": relative(rows),
+        "changed_fraction": sum(row.changed for row in rows) / count if count else None,
+        "l2": None if square is None else math.sqrt(square),
+        "d2": None if square is None else float(square),
         "tensors": len(rows),
         "elements": sum(row.elements for row in rows),
     }

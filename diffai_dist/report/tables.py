@@ -12,7 +12,7 @@ from diffai_dist.terminal import escape
 Row = Mapping[str, Any]
 
 # Sums that scripts take from the JSON, and the coverage, which every output states anyway: shown with --verbose.
-DETAILS = ("d2", "coverage")
+DETAILS = ("d2", "coverage", "undecoded")
 
 SEVERITIES = ("critical", "high", "medium", "low", "info")
 

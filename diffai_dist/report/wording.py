@@ -161,23 +161,8 @@ def total_line(result: Result) -> str:
         scope = "" if result.complete and not counts["failed"] else " in what could be read"
         return f"no differences{scope} · " + ", ".join((identical, *rare))
     common = [f"{counts[status]:,} {status}" for status in ("changed", "added", "removed")]
-    overall = relative_change(result.tensors)
-    return ", ".join((*common, *rare, identical)) + (f" · rel_l2 {number(overall)}" if overall is not None else "")
-
-
-def relative_change(records: Sequence[TensorRecord]) -> float | None:
-    """rel_l2 over all elements that were compared, put together from those of the tensors; None without a baseline."""
-    changes = [(record.change, record.baseline) for record in records if record.change and record.change.l2 is not None]
-    moved = math.hypot(*(change.l2 or 0.0 for change, _ in changes))  # scales, so that squares do not overflow
-    norm = math.hypot(*(_norm(change, side) for change, side in changes))
-    return moved / norm if norm and math.isfinite(moved) else None
-
-
-def _norm(change: Change, baseline: Side | None) -> float:
-    # l2 / rel_l2 is the norm over the elements finite on both sides; the baseline's own holds where nothing moved.
-    if change.l2 and change.rel_l2:
-        return change.l2 / change.rel_l2
-    return (baseline.l2 or 0.0) if baseline else 0.0
+    moved = f" · rel_l2 {number(result.rel_l2)}" if result.rel_l2 is not None else ""
+    return ", ".join((*common, *rare, identical)) + moved
 
 
 def coverage_lines(result: Result) -> list[str]:
