@@ -72,21 +72,28 @@ def ratio(first: Sequence[Run], second: Sequence[Run]) -> float:
 
 
 def write_pair(folder: Path, nbytes: int, tensors: int, dtype: str) -> list[Path]:
-    """Two checkpoints of so many bytes each: normal weights, and the same with a small update."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Two checkpoints of so many bytes each, written by a process of its own.
+
+    The system counts what a parent holds into the peak memory of its children: this process must stay small.
+    """
     paths = [folder / f"{side}.safetensors" for side in ("baseline", "candidate")]
-    if all(path.exists() for path in paths):
-        return paths
+    if not all(path.exists() for path in paths):
+        subprocess.run([sys.executable, __file__, "--write", str(folder), str(nbytes), str(tensors), dtype], check=True)
+    return paths
+
+
+def write(folder: Path, nbytes: int, tensors: int, dtype: str) -> None:
+    """Normal weights, and the same with a small update."""
+    folder.mkdir(parents=True, exist_ok=True)
     kind = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}[dtype]
     width = min(4096, nbytes // tensors // kind.itemsize)
     rows = nbytes // tensors // kind.itemsize // width
     block = np.random.default_rng(0).standard_normal((min(rows, 1024), width), dtype=np.float32) * np.float32(0.02)
     update = np.random.default_rng(1).standard_normal(block.shape, dtype=np.float32) * np.float32(0.001)
-    for path, values in zip(paths, (block, block + update), strict=True):
+    for side, values in (("baseline", block), ("candidate", block + update)):
         whole = np.tile(values.astype(kind), (-(-rows // len(values)), 1))[:rows]
-        # One array under many names: the writer copies each, so memory stays at one tensor.
-        save_file({f"model.layers.{index}.weight": whole for index in range(tensors)}, str(path))
-    return paths
+        arrays = {f"model.layers.{index}.weight": whole for index in range(tensors)}
+        save_file(arrays, str(folder / f"{side}.safetensors"))
 
 
 def warm(paths: Sequence[Path]) -> None:
@@ -183,7 +190,11 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(ROWS), help="which rows (default: all)")
     parser.add_argument("--runs", type=int, default=5, help="counted runs of each command")
     parser.add_argument("--data", type=Path, help="where the checkpoints are written and kept (default: temporary)")
+    parser.add_argument("--write", nargs=4, metavar="X", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.write:
+        folder, nbytes, tensors, dtype = options.write
+        return write(Path(folder), int(nbytes), int(tensors), dtype)
     with tempfile.TemporaryDirectory() as folder:
         data = options.data or Path(folder)
         print(
