@@ -11,6 +11,7 @@ import logging
 import os
 import queue
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -204,11 +205,14 @@ def _run_on(
     """At most a window of futures at a time; results in order of arrival, each released at once."""
     doubtful: list[Any] = []
     window = max(4 * sum(client.nthreads().values()), 64)
-    yield from _window(client, work, enumerate(units), window, "", doubtful.append)
+    # dask gives one result to all who submit a key, and an outcome holds places of its own plan only: two runs of
+    # equal units on one scheduler must not share keys. Nor must a second attempt, or it gets the first one's error.
+    attempt = uuid.uuid4().hex[:12]
+    yield from _window(client, work, enumerate(units), window, attempt, doubtful.append)
     # dask blames all units of a lost worker: those lost beside a deadly one get a second chance, one at a time.
     for unit in doubtful:
         deadly: list[Any] = []
-        yield from _window(client, work, iter([(0, unit)]), 1, "-again", deadly.append)
+        yield from _window(client, work, iter([(0, unit)]), 1, f"{attempt}-again", deadly.append)
         yield from (on_lost(unit, "every worker that ran it was lost") for unit in deadly)
 
 
@@ -217,7 +221,7 @@ def _window(
     work: Callable[[Any], Any],
     todo: Iterator[tuple[int, Any]],
     window: int,
-    suffix: str,
+    attempt: str,
     on_killed: Callable[[Any], None],
 ) -> Iterator[Any]:
     from distributed import KilledWorker, as_completed
@@ -228,7 +232,7 @@ def _window(
 
     def feed(count: int) -> None:
         for index, unit in itertools.islice(todo, count):
-            future = client.submit(work, unit, key=f"unit-{unit.key}{suffix}", priority=-index, pure=False)
+            future = client.submit(work, unit, key=f"unit-{unit.key}-{attempt}", priority=-index, pure=False)
             under_way[future.key] = unit
             running.add(future)
 

@@ -107,7 +107,7 @@ def judge(opened: Opened, measured: Measurements | None, settings: Settings) -> 
     warnings = tuple(warning for member in opened.members if member for warning in member.warnings)
     if measured is None:
         closed = sum(member is None for member in opened.members)
-        nothing = Coverage(0, 0, 0, 0, 0, 0, 0, {"checkpoints that could not be opened": closed})
+        nothing = Coverage(0, 0, 0, 0, 0, 0, 0, {"could not be opened": closed})
         return Result(baseline, candidate, (), opened.failures, (), nothing, warnings)
     records = tensor_records(measured, 0, settings.epsilon)
     failed = [replace(failure, tensor=measured.comparison.aligned[i].name) for i, failure in measured.failures.items()]

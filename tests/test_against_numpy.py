@@ -186,6 +186,23 @@ def test_every_code_of_every_dtype(tmp_path: Path, dtype: str) -> None:
         check_change(record.change, *plain)
 
 
+def test_leaves_that_begin_in_the_middle_of_a_byte(tmp_path: Path) -> None:
+    """Rows of 1,001 F4 elements: the second leaf begins at element 1,048,047, the high half of a byte."""
+    generator = np.random.default_rng(5)
+    packed = [generator.integers(0, 256, 1500 * 1001 // 2).astype(np.uint8) for _ in "ab"]
+    paths = [
+        checkpoints.write_data(tmp_path / f"{side}.safetensors", {"w": ("F4", (1500, 1001), data.tobytes())})
+        for side, data in zip("ab", packed, strict=True)
+    ]
+    kind = ml_dtypes.float4_e2m1fn
+    a, b = (np.stack([p & 15, p >> 4], axis=1).ravel().view(kind).astype(np.float64) for p in packed)
+    for unit_bytes in (1, None):
+        (record,) = compare(*map(str, paths), unit_bytes=unit_bytes).result.tensors
+        check_side(record.baseline, a, 1.0)
+        check_side(record.candidate, b, 1.0)
+        check_change(record.change, a, b)
+
+
 def test_64_bit_integers_are_exact_where_float64_is_not(tmp_path: Path) -> None:
     a = np.array([2**53, 2**63 - 1, -(2**63), 7, 0], np.int64)
     b = np.array([2**53 + 1, 2**63 - 1, 2**63 - 1, 7, -1], np.int64)

@@ -135,6 +135,28 @@ def test_a_running_scheduler_is_joined_by_file_address_or_environment(
             assert sorted(run(number, jobs(20))) == list(range(20))
 
 
+@dataclass(frozen=True)
+class Salted(Job):
+    """A job of the same key as another's, and of another place in another plan."""
+
+    salt: str
+
+
+def salt(job: Salted) -> str:
+    time.sleep(0.05)
+    return job.salt
+
+
+def test_two_runs_on_one_scheduler_do_not_get_each_others_outcomes(running: tuple[Path, list[Any]]) -> None:
+    place = Place(scheduler=str(running[0]))
+    with engine(place, lost) as run, engine(place, lost) as run_too:
+        ours = run(salt, (Salted(index, "ours") for index in range(20)))
+        first = next(ours)  # all are submitted by now
+        theirs = list(run_too(salt, (Salted(index, "theirs") for index in range(20))))
+        assert set(theirs) == {"theirs"}
+        assert {first, *ours} == {"ours"}
+
+
 def test_a_lost_scheduler_is_a_cluster_error(running: tuple[Path, list[Any]]) -> None:
     with engine(Place(scheduler=str(running[0])), lost) as run:
         outcomes = run(number, jobs(100_000))
