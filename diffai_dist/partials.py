@@ -1,4 +1,4 @@
-"""What a leaf tells about a member or a pair: rows of numbers that merge. The kernels fill them.
+"""What a leaf tells about a member, a pair or the group: rows of numbers that merge. The kernels fill them.
 
 Extremes are kept as keys, 64-bit integers in the order of the values, so that one merge serves floats and
 64-bit integers alike: for floats the IEEE pattern of the float64 value, made monotonic; for integers the value
@@ -60,6 +60,20 @@ SHIFT = np.dtype(
     ]
 )
 
+# How the members of a group moved from one of them, the anchor a: planes of float64 [members, members], which merge by
+# addition. d_i = x_i - a. Entry [i, j] is over the elements that are finite in i, j and a: where nothing is
+# non-finite, aa is one number, along and norm depend on i alone. A piece without the anchor takes the first member it
+# has instead; one with a member of 64-bit integers, complex numbers or bytes fills `differ` alone. Two members:
+# |x_i - x_j|^2 = norm[i, j] + norm[j, i] - 2 dot[i, j], <x_i, x_j> = aa[i, j] + along[i, j] + along[j, i] + dot[i, j].
+GRAM = (
+    "count",  # those elements
+    "differ",  # blocks in which the bytes of i and j differ, or their dtypes: 0 for equal bits; of any dtype
+    "aa",  # sum of a*a
+    "along",  # sum of a*d_i
+    "norm",  # sum of d_i*d_i
+    "dot",  # sum of d_i*d_j
+)
+
 
 def empty(dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     """Rows that are neutral in every merge."""
@@ -70,3 +84,8 @@ def empty(dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     else:
         rows["max_abs_index"] = -1
     return rows
+
+
+def empty_gram(rows: int, members: int) -> np.ndarray:
+    """Zeros [rows, planes of GRAM, members, members], to which blocks and other such rows are added."""
+    return np.zeros((rows, len(GRAM), members, members))

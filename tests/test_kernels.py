@@ -22,7 +22,7 @@ import oracle
 from diffai_dist.dtypes import DTYPES, Family, comparable, dtype_of
 from diffai_dist.kernels import compiled, measure, merge_moments, merge_shifts, tables
 from diffai_dist.kernels.compiled import entry
-from diffai_dist.partials import BLOCK, MOMENTS, SHIFT, empty
+from diffai_dist.partials import BLOCK, MOMENTS, SHIFT, empty, empty_gram
 
 NAMES = sorted(DTYPES)
 COUNTS = ("count", "finite", "nans", "posinfs", "neginfs", "zeros", "subnormals", "absmax_index")
@@ -49,24 +49,33 @@ def integers(values) -> np.ndarray:
     return np.array(values, np.int64)
 
 
-def rows(members, pairs=((0, 1),), *, cuts=(), base=0, lead=3, odd=()):
-    """Moments and shifts of members (dtype name, bytes) that lie `lead` bytes into an arena, cut into pieces there.
+def placed(members, *, cuts=(), lead=3, odd=()):
+    """Members (dtype name, bytes; None: absent) `lead` bytes into an arena: it, starts and counts of the pieces that
+    they are cut into, bits and codes [pieces, members].
 
     F4 members listed in `odd` lose their first nibble: they start in the middle of a byte.
     """
-    arena, begins = bytes(lead), []
-    for index, (_, data) in enumerate(members):
+    arena, begins, sizes = bytes(lead), [], []
+    for index, member in enumerate(members):
         begins.append(8 * len(arena) + 4 * (index in odd))
-        arena += data + bytes(3)
-    size = min(len(oracle.codes(name, data)) - (index in odd) for index, (name, data) in enumerate(members))
-    edges = [0, *cuts, size]
+        if member:
+            sizes.append(len(oracle.codes(*member)) - (index in odd))
+            arena += member[1] + bytes(3)
+    edges = [0, *cuts, min(sizes)]
     starts, counts = integers(edges[:-1]), np.diff(edges).astype(np.int64)
-    widths = integers([dtype_of(name).bits for name, _ in members])
-    codes = np.tile(integers([dtype_of(name).code for name, _ in members]), (starts.size, 1))
+    dtypes = [dtype_of(member[0]) if member else None for member in members]
+    bits = integers(begins) + starts[:, None] * integers([dtype.bits if dtype else 0 for dtype in dtypes])
+    bits[:, [dtype is None for dtype in dtypes]] = -1
+    codes = np.tile(integers([dtype.code if dtype else -1 for dtype in dtypes]), (starts.size, 1))
+    return np.frombuffer(arena, np.uint8).copy(), starts, counts, bits, codes
+
+
+def rows(members, pairs=((0, 1),), *, base=0, anchor=-1, grams=None, **places):
+    """Moments and shifts of members that are placed in an arena."""
+    arena, starts, counts, bits, codes = placed(members, **places)
     moments, shifts = empty(MOMENTS, (1, len(members))), empty(SHIFT, (1, len(pairs)))
-    bits = integers(begins) + starts[:, None] * widths
-    array = np.frombuffer(arena, np.uint8).copy()
-    measure(array, starts * 0, starts + base, counts, bits, codes, integers(pairs).reshape(-1, 2), moments, shifts)
+    pairs = integers(pairs).reshape(-1, 2)
+    measure(arena, starts * 0, starts + base, counts, bits, codes, pairs, moments, shifts, anchor, grams)
     return moments[0], shifts[0]
 
 
@@ -452,6 +461,10 @@ def fingerprint() -> str:
     biased = [("F64", (weights(70_000, seed) + 1e3).astype(np.float64).tobytes()) for seed in (1, 2)]
     for part in (*rows(plain), *rows(biased), *rows([plain[0], biased[1]])):
         digest.update(part.tobytes())
+    grams = empty_gram(1, 4)
+    rows([*plain, *biased], anchor=0, grams=grams)
+    rows([("F16", noise("F16", 5000, seed)) for seed in range(4)], anchor=1, grams=grams)
+    digest.update(grams.tobytes())
     return digest.hexdigest()
 
 

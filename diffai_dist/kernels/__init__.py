@@ -1,4 +1,4 @@
-"""Bytes of all members in, rows of MOMENTS and SHIFT out; strict IEEE, so that every processor gives the same bits."""
+"""Bytes of all members in, MOMENTS, SHIFT and GRAM out; strict IEEE, so that every processor gives the same bits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffai_dist.partials import BLOCK, MOMENTS, SHIFT, empty
+from diffai_dist.partials import BLOCK, GRAM, MOMENTS, SHIFT, empty, empty_gram
 
 _ROW = BLOCK + 16  # words; a row of scratch ends in room for one vector, and rows do not alias in the cache
 
@@ -25,6 +25,10 @@ class Work(NamedTuple):
     doubles: np.ndarray  # uint64 [members, _ROW]
     spare32: np.ndarray  # uint32 [2, _ROW]: blocks with holes filled
     spare64: np.ndarray  # uint64 [5, _ROW]: likewise, widened blocks, differences
+    group: np.ndarray  # int64 [members + 1]: the roots, the anchor's first
+    moves: np.ndarray  # uint64 [members + 1, _ROW]: a part of the anchor, of the others minus the anchor; zeros
+    lives: np.ndarray  # uint64 [members, _ROW]: all bits where member and anchor are finite
+    planes: np.ndarray  # float64 [6, members + 1, members + 1]: GRAM of the block, by roots
 
 
 def measure(
@@ -37,8 +41,12 @@ def measure(
     pairs: np.ndarray,
     moments: np.ndarray,
     shifts: np.ndarray,
+    anchor: int = -1,
+    grams: np.ndarray | None = None,
 ) -> None:
     """Add pieces of aligned tensors to rows of moments [slots, members] and shifts [slots, pairs], in order.
+
+    With a member as the anchor, also to grams [slots, 6, members, members] (partials.GRAM).
 
     `bits` [pieces, members] says at which bit of the uint8 arena a member's piece starts (-1: absent), `codes` its
     dtype, `base` and `count` [pieces] which elements of the tensor it holds. A piece starts at a multiple of BLOCK
@@ -48,10 +56,15 @@ def measure(
 
     if arena.dtype != np.uint8 or not arena.flags.c_contiguous:
         raise ValueError("the arena must be contiguous uint8")
-    work = _workspace(bits.shape[1])
+    members = bits.shape[1]
+    grams = empty_gram(0, members) if grams is None else grams
+    if anchor >= members or (anchor >= 0 and grams.shape[1:] != (len(GRAM), members, members)):
+        raise ValueError(f"grams of shape {grams.shape} do not hold {members} members about member {anchor}")
+    work = _workspace(members)
     slots, base, count, bits, codes, pairs = map(_integers, (slots, base, count, bits, codes, pairs))
     address, size = arena.ctypes.data, arena.size
-    measure_pieces(address, size, slots, base, count, bits, codes, pairs, _rows(moments), _rows(shifts), work)
+    rows = _rows(moments), _rows(shifts), _rows(grams)
+    measure_pieces(address, size, slots, base, count, bits, codes, pairs, anchor, *rows, work)
 
 
 def merge_moments(left: np.ndarray, right: np.ndarray) -> None:
@@ -106,6 +119,10 @@ def _workspace(members: int) -> Work:
             doubles=_words(members, np.uint64),
             spare32=_words(2, np.uint32),
             spare64=_words(5, np.uint64),
+            group=np.zeros(members + 1, np.int64),
+            moves=_words(members + 1, np.uint64),
+            lives=_words(members, np.uint64),
+            planes=empty_gram(1, members + 1)[0],
         )
     return work
 

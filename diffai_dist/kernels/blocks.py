@@ -13,7 +13,8 @@ from diffai_dist.kernels.complexes import (
     first_complex_shift,
     first_modulus,
 )
-from diffai_dist.kernels.decode import U8, U32, U64, double_at, same_bytes, single_at, widen
+from diffai_dist.kernels.decode import U8, U32, U64, double_at, single_at, widen
+from diffai_dist.kernels.gram import add_gram
 from diffai_dist.kernels.lanes import load, real
 from diffai_dist.kernels.moments import (
     clear_moments,
@@ -34,6 +35,7 @@ from diffai_dist.kernels.shift import (
     unchanged_shift,
 )
 from diffai_dist.kernels.tables import BITS, CODE, COMPLEX, DOUBLE, FAMILY, INTEGER, RAW, SINGLE, SMALLEST_NORMAL
+from diffai_dist.kernels.twins import find_equal_members, find_equal_nibbles, find_equal_partners, root_of
 from diffai_dist.partials import BLOCK
 
 _I64 = CODE["I64"]
@@ -49,20 +51,28 @@ def measure_pieces(
     bits: np.ndarray,
     codes: np.ndarray,
     pairs: np.ndarray,
+    anchor: Word,
     moments: np.ndarray,
     shifts: np.ndarray,
+    grams: np.ndarray,
     work: Any,
 ) -> None:
     """All blocks of all pieces, in order, from an arena of `size` bytes at the address `origin`."""
     for piece in range(slots.size):
         begins, kinds, slot = bits[piece], codes[piece], slots[piece]
         _check(size, count[piece], begins, kinds)
-        if not (0 <= slot < moments.shape[0] and slot < shifts.shape[0]):
+        if not (0 <= slot < moments.shape[0] and slot < shifts.shape[0] and (anchor < 0 or slot < grams.shape[0])):
             raise ValueError("a piece has no row to add to")
         for start in range(0, count[piece], BLOCK):
             run, at = min(BLOCK, count[piece] - start), base[piece] + start
-            _find_equal(origin, start, run, begins, kinds, pairs, work.roots)
+            if anchor < 0:
+                find_equal_partners(origin, start, run, begins, kinds, pairs, work.roots)
+            else:
+                find_equal_members(origin, start, run, begins, kinds, work.roots)
             _add_moments(origin, start, run, at, begins, kinds, moments[slot], work)
+            if anchor >= 0:
+                find_equal_nibbles(run, begins, kinds, work)
+                add_gram(run, anchor, begins, kinds, grams[slot], work)
             _add_shifts(run, at, begins, kinds, pairs, shifts[slot], work)
 
 
@@ -71,38 +81,6 @@ def _check(size: Word, count: Word, bits: np.ndarray, codes: np.ndarray) -> None
     for member in range(bits.size):
         if bits[member] < -1 or (bits[member] >= 0 and bits[member] + count * BITS[codes[member]] > 8 * size):
             raise ValueError("a piece lies outside the arena")
-
-
-@jit
-def _root(roots: np.ndarray, member: Word) -> Word:
-    while roots[member] != member:
-        member = roots[member]
-    return member
-
-
-@jit
-def _find_equal(
-    origin: Word,
-    start: Word,
-    size: Word,
-    bits: np.ndarray,
-    codes: np.ndarray,
-    pairs: np.ndarray,
-    roots: np.ndarray,
-) -> None:
-    """Give members with equal bytes one root, the first of them; only partners of a pair are looked at."""
-    for member in range(bits.size):
-        roots[member] = member
-    for pair in range(pairs.shape[0]):
-        left, right = pairs[pair]
-        if bits[left] < 0 or bits[right] < 0 or codes[left] != codes[right]:
-            continue
-        width = BITS[codes[left]]
-        first, second = bits[left] + start * width, bits[right] + start * width
-        if (first | second | (size * width)) % 8 == 0:  # nibbles across bytes go the full way
-            if same_bytes(origin + first // 8, origin + second // 8, size * width // 8):
-                left, right = _root(roots, left), _root(roots, right)
-                roots[max(left, right)] = min(left, right)
 
 
 @jit
@@ -119,7 +97,7 @@ def _add_moments(
     for member in range(bits.size):
         if bits[member] < 0:
             continue
-        root = _root(work.roots, member)
+        root = root_of(work.roots, member)
         code = codes[member]
         if root == member:
             _measure_block(origin, bits[member] + start * BITS[code], code, size, member, work)
@@ -177,12 +155,12 @@ def _add_shifts(
         left, right = pairs[pair]
         if bits[left] < 0 or bits[right] < 0 or not _comparable(FAMILY[codes[left]], FAMILY[codes[right]]):
             continue
-        root = _root(work.roots, left)
-        if root == _root(work.roots, right):
+        root = root_of(work.roots, left)
+        if root == root_of(work.roots, right):
             unchanged_shift(block, work.blocks[root], work.squares[root])
             _add_unchanged(rows[pair], block, codes[left], work.words[root], work.raws[root], size, at)
             continue
-        _add_shift(rows[pair], block, codes[left], codes[right], root, _root(work.roots, right), size, at, work)
+        _add_shift(rows[pair], block, codes[left], codes[right], root, root_of(work.roots, right), size, at, work)
 
 
 @jit
@@ -236,9 +214,9 @@ def _add_shift(
     else:
         baseline, candidate = words
         if FAMILY[code] == SINGLE:
-            baseline = widen(baseline, size, work.spare64[2])
+            baseline = widen(U32, baseline, size, work.spare64[2])
         if FAMILY[other] == SINGLE:
-            candidate = widen(candidate, size, work.spare64[3])
+            candidate = widen(U32, candidate, size, work.spare64[3])
         if family == INTEGER:
             wholes = (FAMILY[code] == INTEGER, code == _I64), (FAMILY[other] == INTEGER, other == _I64)
             mixed_shift(block, (baseline, candidate), wholes, raws, sides, squares, work.spare64)

@@ -99,10 +99,10 @@ def double_at(code: Word, origin: Word, start: Word, count: Word, scratch: np.nd
 
 
 @jit
-def widen(address: Word, count: Word, scratch: np.ndarray) -> Word:
-    """Float64 patterns of float32 patterns, which is exact."""
+def widen(kind: Word, address: Word, count: Word, scratch: np.ndarray) -> Word:
+    """Float64 patterns of patterns, which is exact."""
     for i in range(count):
-        scratch[i] = pattern(real(load(U32, address, i)))
+        scratch[i] = pattern(real(load(kind, address, i)))
     return np.int64(scratch.ctypes.data)
 
 

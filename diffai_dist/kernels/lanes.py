@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from numba import types
-from numba.core.cgutils import ir  # llvmlite, as numba uses it
+from numba.core.cgutils import ir, unpack_tuple  # llvmlite, as numba uses it
 from numba.extending import intrinsic
 
 # Frozen: another number gives other bits. 16 lanes are 2 registers of AVX-512 per sum, enough to hide the latency of
@@ -63,13 +63,20 @@ SIGNED_MAX = Fold(types.int64, lambda bits: -(2 ** (bits - 1)), _pick(">", "icmp
 
 @dataclass(frozen=True)
 class Words:
-    """One vector of words of each of two inputs, a number, and what terms are made of."""
+    """One vector of words of each input, a number, and what terms are made of."""
 
     builder: Any
     bits: int
-    first: Any
-    second: Any
+    inputs: Sequence[Any]
     number: Any  # in all lanes
+
+    @property
+    def first(self) -> Any:
+        return self.inputs[0]
+
+    @property
+    def second(self) -> Any:
+        return self.inputs[1]
 
     def constant(self, value: int) -> Any:
         """An integer of the words' width in all lanes."""
@@ -99,15 +106,16 @@ Terms = Callable[[Words], Sequence[Any]]
 
 
 def loop(folds: Sequence[Fold], terms: Terms) -> Any:
-    """An intrinsic `(kind, first, second, count, number) -> folds`: addresses of words of the kind's type."""
+    """An intrinsic `(kind, inputs, count, number) -> folds`; `inputs` are addresses of words of the kind's type."""
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def swept(typing: Any, kind: Any, first: Any, second: Any, count: Any, number: Any) -> Any:
+    def swept(typing: Any, kind: Any, inputs: Any, count: Any, number: Any) -> Any:
         results = types.Tuple([fold.result for fold in folds])
-        signature = results(kind, types.int64, types.int64, types.int64, types.float64)
+        signature = results(kind, inputs, types.int64, types.float64)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
-            lanes = _emit(builder, kind.bitwidth, arguments[1:], folds, terms)
+            _, addresses, count, number = arguments
+            lanes = _emit(builder, kind.bitwidth, unpack_tuple(builder, addresses), count, number, folds, terms)
             values = [_collapse(builder, fold, vector) for fold, vector in zip(folds, lanes, strict=True)]
             return context.make_tuple(builder, results, values)
 
@@ -116,16 +124,17 @@ def loop(folds: Sequence[Fold], terms: Terms) -> Any:
     return swept
 
 
-def _emit(builder: Any, bits: int, arguments: Sequence[Any], folds: Sequence[Fold], terms: Terms) -> list[Any]:
+def _emit(
+    builder: Any, bits: int, inputs: Sequence[Any], count: Any, number: Any, folds: Sequence[Fold], terms: Terms
+) -> list[Any]:
     """The loop over whole vectors, and once more the same terms for the rest, whose missing lanes are seeds."""
-    first, second, count, number = arguments
-    pointers = [builder.inttoptr(address, ir.IntType(bits).as_pointer()) for address in (first, second)]
+    pointers = [builder.inttoptr(address, ir.IntType(bits).as_pointer()) for address in inputs]
     numbers = _spread(builder, number)
     seeds = [splat(fold.vector(bits), fold.seed(bits)) for fold in folds]
 
     def folded(state: Sequence[Any], at: Any, live: Any) -> list[Any]:
         words = [_load(builder, bits, pointer, at) for pointer in pointers]
-        fresh = terms(Words(builder, bits, words[0], words[1], numbers))
+        fresh = terms(Words(builder, bits, words, numbers))
         if live is not None:
             fresh = [builder.select(live, term, seed) for term, seed in zip(fresh, seeds, strict=True)]
         return [fold.join(builder, old, new) for fold, old, new in zip(folds, state, fresh, strict=True)]

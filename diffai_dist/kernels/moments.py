@@ -82,14 +82,14 @@ def float_moments(row: Any, kind: Word, address: Word, count: Word, smallest_nor
     """Fill the row from one block of patterns, all but `absmax_index`; returns the sum of squares."""
     clear_moments(row)
     row.count = row.finite = count
-    top, positive, least, total, absolute, squares = power_sums(kind, address, address, count, 0.0)
+    top, positive, least, total, absolute, squares = power_sums(kind, (address,), count, 0.0)
     low = top if top >= sign_of(kind) else least  # no sign bit anywhere: the smallest magnitude
     high = np.uint64(positive) if positive >= 0 else least | sign_of(kind)
     if not (math.isfinite(real_of(kind, low)) and math.isfinite(real_of(kind, high))):
         low, high = _finite_extremes(row, kind, address, count, spare)
-        total, absolute, squares = power_sums(kind, spare.ctypes.data, spare.ctypes.data, count, 0.0)[3:]
+        total, absolute, squares = power_sums(kind, (spare.ctypes.data,), count, 0.0)[3:]
     if real_of(kind, least) <= smallest_normal:
-        row.zeros, small = small_counts(kind, address, address, count, smallest_normal)
+        row.zeros, small = small_counts(kind, (address,), count, smallest_normal)
         row.subnormals = max(small - row.zeros, 0)
     if row.finite:
         smallest, largest = real_of(kind, low), real_of(kind, high)
@@ -109,7 +109,7 @@ def _mean_and_spread(
     offset = mean * total
     if 2.0 * offset <= squares and squares < math.inf:
         return mean, squares - offset
-    drift, spread = centred_sums(kind, address, address, count, mean)
+    drift, spread = centred_sums(kind, (address,), count, mean)
     return mean + drift / finite, max(spread - drift * (drift / finite), 0.0)
 
 
@@ -144,7 +144,7 @@ def integer_moments(row: Any, address: Word, count: Word, values: Word, signed: 
     """Fill the row from 64-bit integers at `address` and their float64 roundings at `values`; returns the squares."""
     clear_moments(row)
     row.count = row.finite = count
-    total, absolute, squares = power_sums(U64, values, values, count, 0.0)[3:]
+    total, absolute, squares = power_sums(U64, (values,), count, 0.0)[3:]
     row.abs_sum = absolute
     row.mean, row.m2 = _mean_and_spread(U64, values, count, count, total, squares)
     flip = SIGN if signed else np.uint64(0)

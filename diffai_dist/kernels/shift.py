@@ -97,13 +97,13 @@ def float_shift(
     """Fill the row from one block of patterns, all but `max_abs_index`; `sides` are the MOMENTS of both blocks."""
     baseline, candidate = _begin(row, kind, baseline, candidate, sides, squares, equal_dtypes, spare)
     count = row.count
-    row.d2, row.d1, along, top, differ, changed, flips = shift_sums(kind, baseline, candidate, count, 0.0)
+    row.d2, row.d1, along, top, differ, changed, flips = shift_sums(kind, (baseline, candidate), count, 0.0)
     row.changed += changed
     row.bits += differ if equal_dtypes else 0
     row.flips += flips
     row.max_abs = pattern(top)
     if _regress(row, along):
-        row.rest = rest_sum(kind, baseline, candidate, count, row.slope)[0]
+        row.rest = rest_sum(kind, (baseline, candidate), count, row.slope)[0]
 
 
 @jit
@@ -127,8 +127,8 @@ def _begin(
         return baseline, candidate
     _mask(row, kind, baseline, candidate, count, equal_dtypes, spare)
     baseline, candidate = np.int64(spare[0].ctypes.data), np.int64(spare[1].ctypes.data)
-    row.a1, row.aa = power_sums(kind, baseline, baseline, count, 0.0)[4:]
-    row.b1, row.bb = power_sums(kind, candidate, candidate, count, 0.0)[4:]
+    row.a1, row.aa = power_sums(kind, (baseline,), count, 0.0)[4:]
+    row.b1, row.bb = power_sums(kind, (candidate,), count, 0.0)[4:]
     return baseline, candidate
 
 
@@ -189,9 +189,9 @@ def integer_shift(
         row.flips += signed and (left ^ right) >> np.uint64(63) and left != 0 and right != 0
     row.bits = row.changed
     differences = np.int64(spare[0].ctypes.data)
-    row.d2, row.d1, along, _ = given_sums(U64, values, differences, count, 0.0)
+    row.d2, row.d1, along, _ = given_sums(U64, (values, differences), count, 0.0)
     if _regress(row, along):
-        row.rest = given_rest_sum(U64, values, differences, count, row.slope)[0]
+        row.rest = given_rest_sum(U64, (values, differences), count, row.slope)[0]
 
 
 @jit
@@ -233,10 +233,10 @@ def mixed_shift(
         row.changed += difference != 0.0
         row.flips += (before < 0.0 and after > 0.0) or (before > 0.0 and after < 0.0)
     differences = np.int64(spare[4].ctypes.data)
-    row.d2, row.d1, along, top = given_sums(U64, baseline, differences, row.count, 0.0)
+    row.d2, row.d1, along, top = given_sums(U64, (baseline, differences), row.count, 0.0)
     row.max_abs = pattern(top)
     if _regress(row, along):
-        row.rest = given_rest_sum(U64, baseline, differences, row.count, row.slope)[0]
+        row.rest = given_rest_sum(U64, (baseline, differences), row.count, row.slope)[0]
 
 
 @jit

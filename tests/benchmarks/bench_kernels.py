@@ -3,8 +3,9 @@
     python tests/benchmarks/bench_kernels.py [dtype ...]
 
 Per dtype: pairs of elements per second with all statistics of both sides and of the pair, bytes per second, and the
-ratio to `max` over the same bytes as float32 (the speed of reading memory). Then the cost of one tiny tensor, of one
-call, and of compiling. Times are this thread's CPU time, the best of several runs, so that a busy machine matters less.
+ratio to `max` over the same bytes as float32 (the speed of reading memory). Then the anchored Gram of a group, which
+holds all its pairs, against its consecutive pairs; the cost of one tiny tensor, of one call, and of compiling. Times
+are this thread's CPU time, the best of several runs, so that a busy machine matters less.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from diffai_dist.dtypes import dtype_of
 from diffai_dist.kernels import measure, warm
-from diffai_dist.partials import MOMENTS, SHIFT, empty
+from diffai_dist.partials import MOMENTS, SHIFT, empty, empty_gram
 
 ELEMENTS = 2**24  # per side: F32 sides do not fit the caches
 PIECE = 2**18  # elements
@@ -48,6 +49,23 @@ def pair(name: str, pieces: int, size: int) -> tuple[Callable[[], None], np.ndar
     return lambda: measure(arena, starts, starts * 0, count, bits, codes, members, moments, shifts), arena
 
 
+def group(members: int, size: int = 2**17) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Calls that measure so many F32 tensors of together `size` elements, 512 KiB, which an L2 cache holds: one with
+    the consecutive pairs, one with the Gram."""
+    count = size // members
+    generator = np.random.default_rng(0)
+    walk = np.cumsum(generator.standard_normal((members, count)) * 1e-3, axis=0) + generator.standard_normal(count)
+    arena, one = walk.astype(np.float32).reshape(-1).view(np.uint8), np.zeros(1, np.int64)
+    place = (arena, one, one, one + count, np.arange(members)[None] * count * 32, np.zeros((1, members), np.int64))
+    pairs, none = np.stack([np.arange(members - 1), np.arange(1, members)], axis=1), np.zeros((0, 2), np.int64)
+    moments, grams = empty(MOMENTS, (1, members)), empty_gram(1, members)
+    shifts, empties = empty(SHIFT, (1, members - 1)), empty(SHIFT, (1, 0))
+    return (
+        lambda: measure(*place, pairs, moments, shifts),
+        lambda: measure(*place, none, moments, empties, 0, grams),
+    )
+
+
 def best(call: Callable[[], object], repeats: int = 7) -> float:
     """CPU seconds of the fastest run."""
     seconds = []
@@ -67,6 +85,10 @@ def main(names: list[str]) -> None:
         seconds, reading = best(call), best(arena.view(np.float32).max)
         rates = f"{ELEMENTS / seconds / 1e9:5.2f} G pairs/s  {arena.size / seconds / 1e9:5.2f} GB/s"
         print(f"{name:9} {rates}  {reading / seconds:.2f} of reading")
+    for members in (3, 8, 20):
+        shifts, gram = (best(call, 300) / 2**17 * 1e9 for call in group(members))
+        rates = f"consecutive pairs {shifts:.2f}, Gram {gram:.2f} ns per element"
+        print(f"F32 x {members:<3} {rates}  {gram / shifts:.2f} of the pairs")
     for name in ("F32", "BF16"):
         call, _ = pair(name, 20_000, 256)
         print(f"{name:9} {best(call) / 20_000 * 1e9:5.0f} ns per pair of tensors of 256 elements")
