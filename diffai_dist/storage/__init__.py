@@ -14,9 +14,11 @@ Each protocol is one module with the same functions, listed in BACKENDS:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Literal, Protocol, cast
 
@@ -32,6 +34,7 @@ __all__ = [
     "Traffic",
     "check_url",
     "chunk_bytes",
+    "content",
     "entries",
     "fetch",
     "fill",
@@ -39,6 +42,7 @@ __all__ = [
     "is_remote",
     "join",
     "kind",
+    "listing",
     "pin",
     "publish",
     "read",
@@ -61,6 +65,7 @@ class Backend(Protocol):
     def fetch(self, url: str, profile: Profile) -> bytes | None: ...
     def publish(self, url: str, data: bytes, profile: Profile, *, exclusive: bool = False) -> bool: ...
     def remove(self, url: str, profile: Profile) -> None: ...
+    def listing(self, url: str, profile: Profile) -> dict[str, tuple[int, float | None]]: ...
 
 
 BACKENDS = {
@@ -113,6 +118,20 @@ def fill(reads: Sequence[Read], profile: Profile) -> None:
         _load(BACKENDS[name]).fill(list(group), profile)
 
 
+def content(source: Source) -> tuple[object, ...]:
+    """Equal for objects of equal bytes where that is known without reading: the inode of a file, the ETag of S3.
+
+    An ETag of S3 digests the object's parts; unequal ones prove nothing. Elsewhere an object equals only itself.
+    """
+    if protocol(source.url) == "s3" and source.version.startswith("etag:"):
+        return "etag", source.size, source.version
+    if not is_remote(source.url):
+        with contextlib.suppress(OSError):
+            found = os.stat(source.url)
+            return "inode", found.st_dev, found.st_ino, source.size, source.version
+    return "object", source.url, source.size, source.version
+
+
 def chunk_bytes(source: Source) -> int:
     """How much to ask for in one read: what the storage delivers at full speed, and no more."""
     return _backend(source.url).CHUNK_BYTES
@@ -138,6 +157,15 @@ def remove(url: str, profile: Profile) -> None:
     """Delete an object of the report store; one that is not there is fine."""
     try:
         _backend(url).remove(url, profile)
+    except CheckpointError as error:
+        raise StoreError(error.failure.sentence()) from error
+
+
+def listing(url: str, profile: Profile) -> dict[str, tuple[int, float | None]]:
+    """Everything below a directory of the report store, at any depth: relative paths with size and time of the last
+    change, in seconds since 1970; None where the protocol does not tell. Empty for a directory that is not there."""
+    try:
+        return _backend(url).listing(url, profile)
     except CheckpointError as error:
         raise StoreError(error.failure.sentence()) from error
 

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -41,6 +42,20 @@ def entries(url: str, profile: Profile) -> dict[str, int | None]:
 def folders(url: str, profile: Profile) -> list[str]:
     """Directories directly in the directory."""
     return sorted(basename(entry["name"]) for entry in _list(url, profile) if entry["type"] == "directory")
+
+
+def listing(url: str, profile: Profile) -> dict[str, tuple[int, float | None]]:
+    """All files below the directory, with the time that the protocol tells of each."""
+    with _mapped(url):
+        filesystem = _filesystem(url, profile)
+        filesystem.invalidate_cache()
+        count(requests=1)
+        start = len(filesystem._strip_protocol(url)) + 1
+        try:
+            found = filesystem.find(url, detail=True)
+        except FileNotFoundError:
+            return {}
+        return {path[start:]: (int(about.get("size") or 0), _changed_at(about)) for path, about in found.items()}
 
 
 def pin(url: str, profile: Profile) -> Source:
@@ -162,6 +177,20 @@ def version_of(info: Mapping[str, Any]) -> str:
             if value := info.get(name):
                 return f"{how}:{str(value).strip(chr(34))}"
     return "none"
+
+
+def _changed_at(info: Mapping[str, Any]) -> float | None:
+    """Seconds since 1970; None where the protocol does not tell."""
+    for name in _IDENTITIES["mtime"]:
+        value = info.get(name)
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = datetime.fromisoformat(value)
+        if isinstance(value, datetime):
+            return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+    return None
 
 
 def _check_unchanged(source: Source, profile: Profile) -> None:

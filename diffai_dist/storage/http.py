@@ -24,7 +24,7 @@ BLOCK_BYTES = 1 << 20
 AT_ONCE = 4  # web servers are not object stores: be gentle
 SILENT_SECONDS = 15.0
 
-fetch, publish, remove = generic.fetch, generic.publish, generic.remove
+fetch, publish, remove, listing = generic.fetch, generic.publish, generic.remove, generic.listing
 
 
 def kind(url: str, profile: Profile) -> Literal["file", "directory"]:

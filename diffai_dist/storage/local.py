@@ -20,7 +20,7 @@ from diffai_dist.storage.local_write import publish, reason, remedy, remove
 from diffai_dist.storage.source import Profile, Read, Source
 from diffai_dist.storage.traffic import count
 
-__all__ = ["CHUNK_BYTES", "entries", "fetch", "fill", "folders", "kind", "pin", "publish", "remove"]
+__all__ = ["CHUNK_BYTES", "entries", "fetch", "fill", "folders", "kind", "listing", "pin", "publish", "remove"]
 
 CHUNK_BYTES = 1 << 20  # 256 KiB to 4 MiB read at the same speed; this size stays in the L2 cache
 OPEN_FILES = 64  # kept open between calls
@@ -61,6 +61,24 @@ def folders(url: str, profile: Profile) -> list[str]:
             if entry.is_dir():
                 found.append(entry.name)
     return sorted(found)
+
+
+def listing(url: str, profile: Profile) -> dict[str, tuple[int, float | None]]:
+    """All plain files below the directory, temporary ones too; links to directories are not followed."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # gone since the folder above was listed, or never there
+            raise _unreadable(os.fspath(error.filename or url), error) from error
+
+    found: dict[str, tuple[int, float | None]] = {}
+    for folder, _, names in os.walk(url, onerror=refuse):
+        for name in names:
+            path = os.path.join(folder, name)
+            with contextlib.suppress(OSError):
+                about = os.stat(path)
+                if stat.S_ISREG(about.st_mode):
+                    found[os.path.relpath(path, url)] = about.st_size, about.st_mtime
+    return dict(sorted(found.items()))
 
 
 def pin(url: str, profile: Profile) -> Source:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal
 
 from diffai_dist.errors import ShortRead, Unreadable
@@ -38,6 +38,11 @@ def entries(url: str, profile: Profile) -> dict[str, int | None]:
 def folders(url: str, profile: Profile) -> list[str]:
     """Prefixes directly under the prefix."""
     return run(_list(connection(profile), place(url)))[1]
+
+
+def listing(url: str, profile: Profile) -> dict[str, tuple[int, float | None]]:
+    """All objects below the prefix, a thousand a request; their times are the server's."""
+    return run(_listing(connection(profile), place(url)))
 
 
 def pin(url: str, profile: Profile) -> Source:
@@ -94,27 +99,37 @@ async def _head(link: Connection, at: Place) -> dict[str, Any] | None:
     return await retrying(link, at, lambda link: link.call("head_object", **at.name), unless=GONE)
 
 
-async def _page(link: Connection, at: Place, **more: Any) -> dict[str, Any]:
-    answer = await retrying(
-        link,
-        at,
-        lambda link: link.call("list_objects_v2", Bucket=at.bucket, Prefix=at.prefix, Delimiter="/", **more),
-    )
-    return answer or {}
+async def _page(link: Connection, at: Place, *, deep: bool = False, **more: Any) -> dict[str, Any]:
+    asked = {"Bucket": at.bucket, "Prefix": at.prefix} | ({} if deep else {"Delimiter": "/"}) | more
+    return await retrying(link, at, lambda link: link.call("list_objects_v2", **asked)) or {}
+
+
+async def _pages(link: Connection, at: Place, *, deep: bool = False) -> AsyncIterator[dict[str, Any]]:
+    more: dict[str, str] = {}
+    while True:
+        answer = await _page(link, at, deep=deep, **more)
+        yield answer
+        if not answer.get("IsTruncated") or not answer.get("NextContinuationToken"):
+            return
+        more = {"ContinuationToken": answer["NextContinuationToken"]}
 
 
 async def _list(link: Connection, at: Place) -> tuple[dict[str, int | None], list[str]]:
     files: dict[str, int | None] = {}
     prefixes: list[str] = []
-    more: dict[str, str] = {}
-    while True:
-        answer = await _page(link, at, **more)
-        cut = len(at.prefix)
+    cut = len(at.prefix)
+    async for answer in _pages(link, at):
         files.update((entry["Key"][cut:], entry["Size"]) for entry in answer.get("Contents", ()))
         prefixes.extend(entry["Prefix"][cut:].rstrip("/") for entry in answer.get("CommonPrefixes", ()))
-        if not answer.get("IsTruncated") or not answer.get("NextContinuationToken"):
-            return files, prefixes
-        more = {"ContinuationToken": answer["NextContinuationToken"]}
+    return files, prefixes
+
+
+async def _listing(link: Connection, at: Place) -> dict[str, tuple[int, float | None]]:
+    found: dict[str, tuple[int, float | None]] = {}
+    async for answer in _pages(link, at, deep=True):
+        for entry in answer.get("Contents", ()):
+            found[entry["Key"][len(at.prefix) :]] = entry["Size"], entry["LastModified"].timestamp()
+    return {name: about for name, about in found.items() if name and not name.endswith("/")}
 
 
 async def _missing(link: Connection, at: Place) -> Unreadable:
