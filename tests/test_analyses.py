@@ -468,9 +468,7 @@ def test_the_flags_to_come_are_those_of_the_seed() -> None:
     assert sorted(NOT_YET) == [
         "--anomaly-detection",
         "--architecture-comparison",
-        "--convergence-analysis",
         "--gradient-analysis",
         "--memory-analysis",
         "--quantization-analysis",
-        "--similarity-matrix",
     ]

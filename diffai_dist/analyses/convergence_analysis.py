@@ -1,0 +1,248 @@
+"""How a series moves: whether its updates shrink, how straight its path is, which law its distance follows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from diffai_dist.analyses.roles import block
+from diffai_dist.records import AnalysisRecord, Finding
+
+if TYPE_CHECKING:
+    from diffai_dist.analyses.series import Series
+    from diffai_dist.analyses.trend import Trend
+
+CONFOUND = (
+    "movement only: the schedule of the learning rate and weight decay shape the size of updates as much as anything, "
+    "and weights tell neither"
+)
+_LABELS = "a label of the trend needs {} updates that moved; there are {}"
+
+
+@dataclass(frozen=True)
+class ConvergenceAnalysis:
+    """Whether updates shrink or grow over a series, path against displacement, angles of updates, laws of distance.
+
+    u is ‖x_t+1 - x_t‖ / ‖x_t‖; D(t) = ‖x_t - x_0‖; straightness D / path of the last member; `plane_share` the part of
+    the movement in its two main directions. The trend is Mann-Kendall's of log u per step, its slope Sen's. Labels:
+    oscillating, shrinking, growing, stationary (no trend, and a slope that is small for sure), else insufficient.
+    Checkpoints that hold less than half of the tensors with products are left out, then tensors not in all others.
+    """
+
+    name: ClassVar[str] = "convergence_analysis"
+    flag: ClassVar[str | None] = "--convergence-analysis"
+    needs_gram: ClassVar[bool] = True
+
+    significance: float = 0.05  # p of Mann-Kendall; convention
+    fewest: int = 6  # updates for a label; judgement
+    flat: float = 0.1  # |Sen slope of log u| times the span, below which a series without trend is flat; judgement
+    oscillating: float = -0.2  # median cosine of successive updates; judgement
+
+    def __call__(self, series: Series) -> AnalysisRecord:
+        """The numbers of the whole model and of each block, and a finding where the whole model's updates grow."""
+        members, tensors = _kept(series)
+        result: dict[str, Any] = {
+            "confound": CONFOUND,
+            "checkpoints": len(members),
+            "checkpoints_left_out": [name for i, name in enumerate(series.names) if i not in members],
+            "tensors": len(tensors),
+            "tensors_left_out": len(series.tensors) - len(tensors),
+            "axis": "index" if series.steps is None else "step",
+        }
+        if len(members) < 2 or not tensors:
+            nothing = "anything: no two checkpoints have products of the same tensors"
+            return AnalysisRecord(self.name, {**result, "label": "insufficient", "cannot": nothing})
+        path = _Path(series, members, tensors)
+        summary = self._summary(path)
+        blocks = [
+            {"block": name, **self._summary(_Path(series, members, group))} for name, group in _grouped(series, tensors)
+        ]
+        result |= {
+            **summary,
+            "cannot": self._cannot(path),
+            "updates": path.rows(),
+            "fits": path.fits,
+            "blocks": blocks,
+        }
+        return AnalysisRecord(self.name, result, tuple(self._findings(path, summary)))
+
+    def _summary(self, path: _Path) -> dict[str, Any]:
+        trend = path.trend()
+        label = self._label(path, trend)
+        return {
+            "label": label,
+            "path": _number(path.length),
+            "displacement": _number(path.distances[-1]),
+            "straightness": _ratio(path.distances[-1], path.length),
+            "plane_share": path.plane_share(),
+            "median_cosine": path.median_cosine(),
+            "trend_p": trend.p if trend else None,
+            "trend_s": trend.s if trend else None,
+            "log_slope_per_step": trend.slope if trend else None,
+            "updates_that_moved": int((path.updates > 0.0).sum()),
+        }
+
+    def _label(self, path: _Path, trend: Trend | None) -> str:
+        cosine = path.median_cosine()
+        if trend is None or trend.points < self.fewest:
+            return "insufficient"
+        if cosine is not None and cosine < self.oscillating:
+            return "oscillating"
+        if trend.p <= self.significance and trend.slope:
+            return "growing" if trend.slope > 0.0 else "shrinking"
+        flat = trend.p > self.significance and abs(trend.slope) * path.span < self.flat
+        return "stationary" if flat else "insufficient"
+
+    def _cannot(self, path: _Path) -> str | None:
+        """What so few checkpoints do not tell; None where they tell all that there is."""
+        moved = int((path.updates > 0.0).sum())
+        missing = []
+        if len(path.updates) < 2:
+            missing.append("two checkpoints give one update: no angle between updates, no path beside the displacement")
+        if moved < self.fewest:
+            missing.append(_LABELS.format(self.fewest, moved))
+        if any(fit["aicc"] is None for fit in path.fits) or not path.fits:
+            missing.append("too few points to choose a law of distance or of updates")
+        return "; ".join(missing) or None
+
+    def _findings(self, path: _Path, summary: dict[str, Any]) -> list[Finding]:
+        if summary["label"] != "growing":
+            return []
+        source = f"p of Mann-Kendall on log u, slope {summary['log_slope_per_step']:.3g} per step; convention"
+        sides = path.names[0], path.names[-1]
+        return [Finding("updates-growing", "medium", None, summary["trend_p"], self.significance, source, *sides)]
+
+
+class _Path:
+    """The way of some members through the space of some tensors, all of which all these members have."""
+
+    def __init__(self, series: Series, members: Sequence[int], tensors: Sequence[int]) -> None:
+        import numpy as np
+
+        from diffai_dist.gram import squared_distances, update_products
+        from diffai_dist.partials import GRAM
+
+        gram = series.grams(tensors)[:, :, members][:, :, :, members]
+        squares = squared_distances(gram)[0]
+        self.names = [series.names[member] for member in members]
+        self.axis = series.axis[list(members)]
+        self.gaps = np.diff(self.axis)
+        self.dot = gram[0, GRAM.index("dot")]
+        self.products = update_products(gram)[0]
+        self.distances = np.sqrt(squares[0])
+        self.lengths = np.sqrt(np.diagonal(squares, 1))
+        self.length = float(self.lengths.sum())
+        norms = np.array([_total(series, tensors, member) for member in members[:-1]])
+        with np.errstate(all="ignore"):
+            self.updates = np.where(norms > 0.0, self.lengths / norms, np.nan)
+
+    @property
+    def span(self) -> float:
+        """Between the first and the last update, on the axis."""
+        return float(self.axis[-2] - self.axis[0])
+
+    def trend(self) -> Trend | None:
+        """Of log u per step, over updates that moved; None for fewer than two."""
+        import numpy as np
+
+        from diffai_dist.analyses.trend import mann_kendall
+
+        moved = self.updates > 0.0
+        if moved.sum() < 2:
+            return None
+        return mann_kendall(np.log(self.updates[moved] / self.gaps[moved]), self.axis[:-1][moved])
+
+    def cosines(self) -> list[float | None]:
+        """Of each update with the one before; the first has none."""
+        inner = self.products.diagonal(1).tolist()
+        lengths = self.lengths.tolist()
+        return [None, *(_ratio(one, a * b) for one, a, b in zip(inner, lengths, lengths[1:], strict=False))]
+
+    def median_cosine(self) -> float | None:
+        """Of successive updates."""
+        import numpy as np
+
+        known = [cosine for cosine in self.cosines() if cosine is not None]
+        return float(np.median(known)) if known else None
+
+    def plane_share(self) -> float | None:
+        """Of the scatter around the mean, in its two main directions: the largest eigenvalues of the centred Gram."""
+        import numpy as np
+
+        if not np.isfinite(self.dot).all():
+            return None
+        centred = self.dot - self.dot.mean(axis=0)
+        centred -= centred.mean(axis=1, keepdims=True)
+        powers = np.maximum(np.linalg.eigvalsh((centred + centred.T) / 2.0), 0.0)
+        return _ratio(float(powers[-2:].sum()), float(powers.sum()))
+
+    @cached_property
+    def fits(self) -> list[dict[str, Any]]:
+        """Laws of the distance from the first member and of the updates per step; the better one of each is chosen."""
+        from diffai_dist.analyses.fits import best, distance_fits, update_fits
+
+        away, moved = self.distances[1:] > 0.0, self.updates > 0.0
+        times, starts = self.axis[1:] - self.axis[0], self.axis[:-1] - self.axis[0]
+        families = (
+            distance_fits(self.distances[1:][away], times[away]),
+            update_fits((self.updates / self.gaps)[moved], starts[moved]),
+        )
+        return [
+            {"law": fit.law, "chosen": fit.law == best(family), "aicc": fit.aicc, "parameters": dict(fit.parameters)}
+            for family in families
+            for fit in family
+        ]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One per update."""
+        columns = (self.names, self.names[1:], self.gaps, self.updates, self.cosines(), self.distances[1:])
+        return [
+            {
+                "baseline": before,
+                "candidate": after,
+                "steps": float(gap),
+                "u": _number(u),
+                "u_per_step": _ratio(u, gap),
+                "cosine_to_last": cosine,
+                "distance_from_first": _number(distance),
+            }
+            for before, after, gap, u, cosine, distance in zip(*columns, strict=False)
+        ]
+
+
+def _kept(series: Series) -> tuple[list[int], list[int]]:
+    """Members that have at least half of the tensors that any has, and the tensors that all of those have.
+
+    Its products count the same elements for all members only if none has non-finite values where others have none.
+    """
+    import numpy as np
+
+    usable = series.products & ~series.spoiled.any(axis=1, keepdims=True)
+    numbers = usable.sum(axis=0)
+    members = np.flatnonzero(2 * numbers >= numbers.max(initial=1)).tolist()
+    tensors = np.flatnonzero(usable[:, members].all(axis=1)).tolist() if members else []
+    return members, tensors
+
+
+def _grouped(series: Series, tensors: Sequence[int]) -> list[tuple[str, list[int]]]:
+    groups: dict[str, list[int]] = {}
+    for tensor in tensors:
+        groups.setdefault(block(series.tensors[tensor]), []).append(tensor)
+    return list(groups.items())
+
+
+def _total(series: Series, tensors: Sequence[int], member: int) -> float:
+    from diffai_dist.analyses.series import total
+
+    return math.sqrt(total(series.norms2[list(tensors), member]))
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole and math.isfinite(part) and math.isfinite(whole) else None

@@ -1,0 +1,112 @@
+"""Which tensors hold the same bits in which members, out of what was measured for other questions."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from diffai_dist.comparison import Pair
+from diffai_dist.partials import GRAM
+from diffai_dist.records import Measurements
+
+SAME, DIFFERENT, UNKNOWN = 1, 0, -1
+ABSENT, UNREAD = -1, -2  # classes of what cannot be compared: not in the member; in it, but not measured
+
+
+@dataclass(frozen=True)
+class Sameness:
+    """Arrays as in Series, [tensors, members]."""
+
+    measured: Measurements
+    sizes: np.ndarray
+    read: np.ndarray
+    decoded: np.ndarray
+
+    def between(self, i: int, j: int) -> np.ndarray:
+        """SAME, DIFFERENT or UNKNOWN for each tensor.
+
+        Equal bits have equal statistics, so unequal ones settle it; equal ones do not.
+        """
+        found = self._known.get((i, j))
+        if found is None:
+            found = self._known[i, j] = self._compare(i, j)
+        return found
+
+    def classes(self, *, proven: bool) -> np.ndarray:
+        """For each tensor and member the first member that is the same; negative where it cannot be compared.
+
+        Members are compared with the latest one of each class with the same dtype, shape and statistics; what is not
+        known counts as the same unless it is to be `proven`, or there are no statistics. ABSENT where there is no such
+        tensor, a number of its own below UNREAD where it was not measured.
+        """
+        places = np.arange(self.read.shape[1])
+        classes: np.ndarray = np.where(self.read, places, np.where(self.sizes < 0, ABSENT, UNREAD - places))
+        for tensor, row in enumerate(self.read):
+            latest: dict[Hashable, dict[int, int]] = {}  # of each class, by its first member
+            for member in np.flatnonzero(row).tolist():
+                chains = latest.setdefault((self._kinds[tensor, member], self._statistics[tensor, member]), {})
+                same = (first for first, last in chains.items() if self._counts(tensor, last, member, proven))
+                first = next(same, member)
+                classes[tensor, member], chains[first] = first, member
+        return classes
+
+    def pairs_of(self, i: int, j: int) -> list[int]:
+        """Indices of the pairs measured between two members: distances and bits have no direction."""
+        return [self._pairs[pair] for pair in (Pair(j, i), Pair(i, j)) if pair in self._pairs]
+
+    def _counts(self, tensor: int, i: int, j: int, proven: bool) -> bool:
+        same = int(self.between(i, j)[tensor])
+        return same == SAME or (same == UNKNOWN and not proven and bool(self.decoded[tensor, j]))
+
+    def _compare(self, i: int, j: int) -> np.ndarray:
+        found = np.full(len(self.read), UNKNOWN, np.int8)
+        if self.measured.grams is not None:
+            count, differ = (self.measured.grams[:, GRAM.index(name), i, j] for name in ("count", "differ"))
+            found[(count > 0) & (differ == 0)] = SAME
+            found[differ > 0] = DIFFERENT
+        for pair in self.pairs_of(i, j):
+            rows = self.measured.shifts[:, pair]
+            compared = rows["count"] == self.sizes[:, i]
+            found[compared] = np.where(rows["bits"][compared] == 0, SAME, DIFFERENT)
+        found[self._kinds[:, i] != self._kinds[:, j]] = DIFFERENT
+        found[self._statistics[:, i] != self._statistics[:, j]] = DIFFERENT
+        found[self._places[:, i] == self._places[:, j]] = SAME
+        found[~(self.read[:, i] & self.read[:, j])] = UNKNOWN
+        return found
+
+    @cached_property
+    def _known(self) -> dict[tuple[int, int], np.ndarray]:
+        return {}
+
+    @cached_property
+    def _pairs(self) -> dict[Pair, int]:
+        return {pair: index for index, pair in enumerate(self.measured.comparison.pairs)}
+
+    @cached_property
+    def _kinds(self) -> np.ndarray:
+        aligned = self.measured.comparison.aligned
+        rows = ([one and (one.dtype, one.shape, one.nbytes) for one in a.tensors] for a in aligned)
+        return _labels(rows, self.read.shape[1])
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """Of the bytes: one pinned object may serve several members."""
+        aligned = self.measured.comparison.aligned
+        return _labels(([one and (one.spans, one.scheme) for one in a.tensors] for a in aligned), self.read.shape[1])
+
+    @cached_property
+    def _statistics(self) -> np.ndarray:
+        rows = np.ascontiguousarray(self.measured.moments)
+        return _labels(([cell.tobytes() for cell in row] for row in rows), self.read.shape[1])
+
+
+def _labels(rows: Iterable[Iterable[Hashable]], width: int) -> np.ndarray:
+    """For each cell the first place in its row where the same stands."""
+    found = []
+    for row in rows:
+        first: dict[Hashable, int] = {}
+        found.append([first.setdefault(cell, place) for place, cell in enumerate(row)])
+    return np.array(found, np.int64).reshape(len(found), width)

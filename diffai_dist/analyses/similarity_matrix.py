@@ -1,0 +1,193 @@
+"""How alike the members of a group are: distances and angles between all of them, and of what they learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from diffai_dist.analyses.roles import role
+from diffai_dist.records import AnalysisRecord, Finding
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from diffai_dist.analyses.series import Series
+
+_FEWEST = 5  # members, from which on the others say what is ordinary
+
+Cells = list[list[float | None]]
+
+
+@dataclass(frozen=True)
+class SimilarityMatrix:
+    """How alike the checkpoints of a group are: cosine and relative distance of each two, overall and per role.
+
+    cosine_distance is 1 - cos of the angle between all weights of two members, relative_distance ‖x_j - x_i‖ / ‖x_i‖ of
+    row i and column j, task_cosine the cosine between what two members have moved from the anchor. All come from the
+    Gram of the group; bounds of their rounding are the largest of each matrix. The order puts clusters together, by
+    average linkage of ‖x_j - x_i‖ / sqrt(‖x_i‖ ‖x_j‖). A cell is over the tensors that both members have.
+    A small task cosine is no alarm: task vectors of different tasks are close to orthogonal.
+    """
+
+    name: ClassVar[str] = "similarity_matrix"
+    flag: ClassVar[str | None] = "--similarity-matrix"
+    needs_gram: ClassVar[bool] = True
+
+    outlier: float = 3.5  # robust z of a member's mean distance; Iglewicz and Hoaglin 1993
+    apart: float = 0.9  # of that mean, which an outlier keeps from its nearest; judgement
+
+    def __call__(self, series: Series) -> AnalysisRecord:
+        """Matrices as rows that begin with their checkpoint, and one column per checkpoint."""
+        if not series.products.any():
+            return AnalysisRecord(self.name, {"reason": "no products of the group were measured"})
+        changes = _matrices(series.grams(range(len(series.tensors))))
+        gaps = _gaps(changes)
+        anchor = series.measured.comparison.anchor
+        result: dict[str, Any] = {
+            "anchor": None if anchor is None else series.names[anchor],
+            "tensors": int(series.products.any(axis=1).sum()),
+            "tensors_not_in_all": int((series.products.any(axis=1) & ~series.products.all(axis=1)).sum()),
+            "tensors_left_out": int((~series.products.any(axis=1)).sum()),
+            "largest_cosine_distance_error": _largest(changes["cosine_error"]),
+            "largest_l2_error": _largest(changes["l2_error"]),
+            **_clusters(series, gaps),
+            "nearest": _nearest(series, gaps, changes),
+            "cosine_distance": _rows(series, changes["cosine_distance"]),
+            "relative_distance": _rows(series, changes["rel_l2"]),
+            "task_cosine": _rows(series, _task_cosines(series)),
+            "role_cosine_distance": list(_roles(series)),
+        }
+        return AnalysisRecord(self.name, result, tuple(self._findings(series, gaps)))
+
+    def _findings(self, series: Series, gaps: np.ndarray) -> Iterator[Finding]:
+        """Members far from all others: by z, and about as far from the nearest one as from all.
+
+        The second keeps the first checkpoints of a training out: they lie at the end of a path, but on it.
+        """
+        import numpy as np
+
+        from diffai_dist.analyses.robust import robust_z
+
+        known = _complete(gaps)
+        if len(known) < _FEWEST:
+            return
+        inner = gaps[np.ix_(known, known)]
+        means = inner.sum(axis=1) / (len(known) - 1)
+        scores = robust_z(means)
+        nearest = np.where(np.eye(len(known), dtype=bool), np.inf, inner).min(axis=1)
+        for place, member in enumerate(known):
+            if scores[place] > self.outlier and nearest[place] > self.apart * means[place]:
+                source = "robust z of the mean distance to all others; Iglewicz and Hoaglin 1993"
+                z = float(scores[place])
+                yield Finding("outlier", "low", None, z, self.outlier, source, None, series.names[member])
+
+
+def _matrices(gram: np.ndarray) -> Mapping[str, Cells]:
+    """Columns of gram.gram_changes for all ordered pairs of one Gram, [1, planes, members, members]."""
+    import numpy as np
+
+    from diffai_dist.comparison import Pair
+    from diffai_dist.gram import gram_changes
+
+    number = gram.shape[-1]
+    pairs = np.indices((number, number)).reshape(2, -1).T
+    columns = gram_changes(np.moveaxis(gram[0][:, pairs[:, :, None], pairs[:, None, :]], 1, 0), Pair(0, 1))
+    return {key: [column[i : i + number] for i in range(0, number**2, number)] for key, column in columns.items()}
+
+
+def _gaps(changes: Mapping[str, Cells]) -> np.ndarray:
+    """Symmetric distances without a unit; NaN where a pair has no number."""
+    import numpy as np
+
+    relative = np.array(changes["rel_l2"], np.float64)
+    with np.errstate(invalid="ignore"):
+        gaps: np.ndarray = np.sqrt(relative * relative.T)
+    return gaps
+
+
+def _largest(cells: Cells) -> float | None:
+    return max((cell for row in cells for cell in row if cell is not None), default=None)
+
+
+def _rows(series: Series, cells: Cells) -> list[dict[str, Any]]:
+    return [_row(series, name, row) for name, row in zip(series.names, cells, strict=True)]
+
+
+def _row(series: Series, name: str, row: Sequence[float | None]) -> dict[str, Any]:
+    return {"checkpoint": name, **dict(zip(series.names, row, strict=True))}
+
+
+def _clusters(series: Series, gaps: np.ndarray) -> dict[str, Any]:
+    """Each cluster is a run of the order, told by its first and last checkpoint."""
+    import numpy as np
+
+    from diffai_dist.analyses.clustering import average_linkage, order
+
+    known = _complete(gaps)
+    merges = average_linkage(gaps[np.ix_(known, known)])
+    rows = [
+        {
+            "from": series.names[known[merge.left[0]]],
+            "to": series.names[known[merge.right[-1]]],
+            "checkpoints": len(merge.left) + len(merge.right),
+            "distance": merge.distance,
+        }
+        for merge in merges
+    ]
+    return {"order": [series.names[known[i]] for i in order(merges, len(known))], "clusters": rows}
+
+
+def _complete(gaps: np.ndarray) -> list[int]:
+    """Members with a distance to each other; who has fewest is left out first, not placed by guess."""
+    import numpy as np
+
+    known = list(range(len(gaps)))
+    while known and not np.isfinite(gaps[np.ix_(known, known)]).all():
+        lost = [int((~np.isfinite(gaps[i, known])).sum()) for i in known]
+        del known[int(np.argmax(lost))]
+    return known
+
+
+def _nearest(series: Series, gaps: np.ndarray, changes: Mapping[str, Cells]) -> list[dict[str, Any]]:
+    import numpy as np
+
+    rows = []
+    for i, name in enumerate(series.names):
+        others = [j for j in range(len(series.names)) if j != i and np.isfinite(gaps[i, j])]
+        if others:
+            j = min(others, key=lambda other: float(gaps[i, other]))
+            numbers = {
+                "relative_distance": changes["rel_l2"][i][j],
+                "cosine_distance": changes["cosine_distance"][i][j],
+            }
+            rows.append({"checkpoint": name, "nearest": series.names[j], **numbers})
+    return rows
+
+
+def _task_cosines(series: Series) -> Cells:
+    """Over the tensors that the anchor has: elsewhere another member stood in for it."""
+    import numpy as np
+
+    from diffai_dist.partials import GRAM
+
+    anchor = series.measured.comparison.anchor
+    usable = series.products & series.products[:, [anchor or 0]]
+    gram = series.grams(range(len(series.tensors)), usable)[0]
+    norm, dot, differ = (gram[GRAM.index(name)] for name in ("norm", "dot", "differ"))
+    with np.errstate(all="ignore"):
+        cosines = np.clip(dot / np.sqrt(norm) / np.sqrt(norm.T), -1.0, 1.0)
+    cosines[(differ == 0.0) & np.isfinite(cosines)] = 1.0  # the roots are rounded
+    return [[float(cell) if math.isfinite(cell) else None for cell in row] for row in cosines.tolist()]
+
+
+def _roles(series: Series) -> Iterator[dict[str, Any]]:
+    """The matrix of cosine distances once more for each role that has products."""
+    groups: dict[str, list[int]] = {}
+    for tensor, name in enumerate(series.tensors):
+        if series.products[tensor].any():
+            groups.setdefault(role(name), []).append(tensor)
+    for label, tensors in groups.items():
+        cells = _matrices(series.grams(tensors))["cosine_distance"]
+        yield from ({"role": label, **row} for row in _rows(series, cells))
