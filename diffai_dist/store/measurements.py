@@ -1,0 +1,186 @@
+"""Measurements of earlier runs: the merged partials of a member, a pair or a group, named by what was measured.
+
+The name digests the pinned objects, the selection and the algorithm: same name, same numbers. A file verifies itself,
+since its bytes may change with the version of the Parquet library; what does not verify is measured again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffai_dist.checkpoint import Checkpoint
+from diffai_dist.comparison import Pair
+from diffai_dist.errors import StoreError
+from diffai_dist.opening import side_by_side
+from diffai_dist.partials import ALGORITHM, GRAM, MOMENTS, SHIFT
+from diffai_dist.records import Measurements
+from diffai_dist.run import Settings
+from diffai_dist.store.parts import AT_ONCE, Folder, Part
+from diffai_dist.store.tables import parquet, utf8
+
+if TYPE_CHECKING:
+    import pyarrow
+
+log = logging.getLogger(__name__)
+
+Rows = Mapping[str, Any]  # by tensor name: a row of MOMENTS or SHIFT, or the planes of a Gram [6, members, members]
+
+
+def measurement_key(role: str, members: Sequence[Checkpoint], settings: Settings) -> str:
+    """Digest of what was measured; the role is `member`, `pair`, or `group` with the anchor."""
+    pinned = [[(one.url, one.size, one.version) for one in member.sources] for member in members]
+    part = settings.digest_part()
+    chosen = [part[key] for key in ("include", "exclude", "ignore_keys_regex")]
+    text = json.dumps([ALGORITHM, role, pinned, chosen])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def load_rows(folder: Folder, key: str) -> Rows | None:
+    """The rows by tensor name; None where there are none, or none that verify."""
+    path = _path(key)
+    data = folder.fetch(path)
+    found = None if data is None else _unpacked(data, key)
+    if data is not None and found is None:
+        log.warning("%s is damaged; it is measured again", folder.name(path))
+    return None if found is None else dict(zip(*found, strict=True))
+
+
+def save_measurements(folder: Folder, measured: Measurements, settings: Settings) -> list[Part]:
+    """Keep what was measured to the last element: members, pairs, the group. Parts of it help no later run."""
+    complete = [one for one in _complete(measured, settings) if one[1]]
+    return side_by_side(lambda one: _keep(folder, *one), complete, AT_ONCE)
+
+
+def _complete(measured: Measurements, settings: Settings) -> Iterator[tuple[str, list[str], np.ndarray]]:
+    """What can be kept: keys with names and rows of the tensors that take part."""
+    comparison = measured.comparison
+    members = comparison.members
+    whole = [i for i, member in enumerate(members) if _is_whole(measured, i) and _is_pinned(member)]
+    for i in whole:
+        rows = [t for t, one in enumerate(comparison.aligned) if one.tensors[i]]
+        yield measurement_key("member", [members[i]], settings), *_chosen(measured, rows, measured.moments[:, i])
+    for index, pair in enumerate(comparison.pairs):
+        rows = _comparable(measured, pair)
+        shifts = measured.shifts[:, index]
+        if {pair.baseline, pair.candidate} <= set(whole) and all(_counted(measured, t, pair, shifts) for t in rows):
+            key = measurement_key("pair", [members[pair.baseline], members[pair.candidate]], settings)
+            yield key, *_chosen(measured, rows, shifts)
+    if measured.grams is not None and len(whole) == len(members):
+        key = measurement_key(f"group {comparison.anchor}", members, settings)
+        yield key, *_chosen(measured, range(len(comparison.aligned)), measured.grams)
+
+
+def _chosen(measured: Measurements, tensors: Sequence[int], rows: np.ndarray) -> tuple[list[str], np.ndarray]:
+    return [measured.comparison.aligned[t].name for t in tensors], rows[list(tensors)]
+
+
+def _is_whole(measured: Measurements, member: int) -> bool:
+    """Whether every element of the member was measured."""
+    if any(failed == member for _, failed in measured.failures):
+        return False
+    counts = measured.moments["count"][:, member].tolist()
+    for one, count in zip(measured.comparison.aligned, counts, strict=True):
+        tensor = one.tensors[member]
+        if one.unreadable[member] or (tensor and count != tensor.counted):
+            return False
+    return True
+
+
+def _is_pinned(member: Checkpoint) -> bool:
+    """Whether the objects can be told from others of their URL and size."""
+    return all(source.version != "none" for source in member.sources)
+
+
+def _comparable(measured: Measurements, pair: Pair) -> list[int]:
+    aligned = enumerate(measured.comparison.aligned)
+    both = ((t, one) for t, one in aligned if one.tensors[pair.baseline] and one.tensors[pair.candidate])
+    return [t for t, one in both if not one.incomparable(pair)]
+
+
+def _counted(measured: Measurements, tensor: int, pair: Pair, shifts: np.ndarray) -> bool:
+    one = measured.comparison.aligned[tensor].tensors[pair.baseline]
+    return one is not None and bool(shifts["count"][tensor] == one.counted)
+
+
+def _keep(folder: Folder, key: str, names: list[str], rows: np.ndarray) -> Part:
+    """Publish them unless they are there. What is there is published again: that makes it young, so that a cleaning
+    under way spares it until the marker names it."""
+    path = _path(key)
+    data = folder.fetch(path)
+    there = None if data is None else _unpacked(data, key)
+    if data is None or there is None:
+        return folder.put(path, _packed(names, rows, key))
+    if _mark(*there, key) != _mark(names, rows, key):
+        raise StoreError(
+            f"non-deterministic result: {folder.name(path)} has other numbers than were measured now of the same "
+            "objects. Check that all machines run the same versions, and their memory; then remove the file"
+        )
+    return folder.put(path, data)
+
+
+def _path(key: str) -> str:
+    return f"measurements/{key}.parquet"
+
+
+def _packed(names: list[str], rows: np.ndarray, key: str) -> bytes:
+    """A column per field of a partial, in the words of partials.py; of a Gram one per plane, a flat matrix a row.
+
+    Names that are no UTF-8 are escaped in `name`, and whole in the metadata.
+    """
+    import pyarrow as pa
+
+    columns = {"name": pa.array(map(utf8, names), pa.string())}
+    for field, values in _fields(rows).items():
+        flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+        columns[field] = flat if rows.dtype.names else pa.FixedSizeListArray.from_arrays(flat, values[0].size)
+    about = {"key": key, "blake2b": _mark(names, rows, key)}
+    if columns["name"].to_pylist() != names:
+        about["names"] = json.dumps(names)
+    return parquet(pa.table(columns).replace_schema_metadata(about))
+
+
+def _fields(rows: np.ndarray) -> dict[str, np.ndarray]:
+    if rows.dtype.names:
+        return {name: rows[name] for name in rows.dtype.names}
+    return {name: rows[:, plane] for plane, name in enumerate(GRAM)}
+
+
+def _unpacked(data: bytes, key: str) -> tuple[list[str], np.ndarray] | None:
+    """Names and rows of a file; None if it is not what was once written under that key."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(io.BytesIO(data))
+        about = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
+        names = json.loads(about["names"]) if "names" in about else table["name"].to_pylist()
+        rows = _rows(table)
+        return (names, rows) if _mark(names, rows, key) == about["blake2b"] else None
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def _rows(table: pyarrow.Table) -> np.ndarray:
+    columns = {name: table[name].combine_chunks() for name in table.column_names[1:]}
+    for dtype in (MOMENTS, SHIFT):
+        if tuple(columns) == dtype.names:
+            rows = np.empty(len(table), dtype)
+            for name, column in columns.items():
+                rows[name] = column.to_numpy()
+            return rows
+    planes = [columns[name].flatten().to_numpy().reshape(len(table), -1) for name in GRAM]
+    side = int(np.sqrt(planes[0].shape[1]))
+    return np.stack(planes, axis=1).reshape(len(table), len(GRAM), side, side)
+
+
+def _mark(names: Sequence[str], rows: np.ndarray, key: str) -> str:
+    text = json.dumps([key, list(names), list(rows.shape)])
+    little = np.ascontiguousarray(rows, rows.dtype.newbyteorder("<"))
+    return hashlib.blake2b(text.encode() + little.tobytes(), digest_size=32).hexdigest()
