@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _PIECES = re.compile(r"##(?=[a-z]*\[)|.", re.DOTALL)
 # Printable for Python, invisible on a screen: Unicode's default-ignorable characters outside category Cf.
 _INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
-_ASCII = str.maketrans({"·": "|", "…": "...", "→": "->", "×": "x"})
+_ASCII = str.maketrans({"·": "|", "…": "...", "→": "->", "×": "x", "±": "+-"})
 _STYLES = {"red": "31", "green": "32", "yellow": "33", "magenta": "35", "cyan": "36", "dim": "2", "bold": "1"}
 
 
@@ -172,7 +173,8 @@ def _scaled(nbytes: float, unit: int) -> str:
 class Progress:
     """How far a run is, on stderr: a live bar where someone watches, else one line every 30 s.
 
-    The rate is the average since the start. `clock` gives seconds since the epoch; times are shown in UTC.
+    The rate is the average since the start, over what this run read. `clock` gives seconds since the epoch; times are
+    shown in UTC. The lines come from a thread, so that a log goes on where no unit ends for minutes.
     """
 
     INTERVAL = 30.0  # seconds between two lines of a log
@@ -185,10 +187,11 @@ class Progress:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.time,
         environ: Mapping[str, str] | None = None,
+        checkpoints: int = 0,
     ) -> None:
         environ = os.environ if environ is None else environ
-        self._total_bytes, self._total_tensors = total_bytes, total_tensors
-        self._bytes = self._tensors = self._failed = self._retries = 0
+        self._total_bytes, self._total_tensors, self._checkpoints = total_bytes, total_tensors, checkpoints
+        self._bytes = self._reused = self._tensors = self._failed = self._retries = 0
         self._enabled = enabled
         self._stream = stream or sys.stderr
         self._clock = clock
@@ -197,6 +200,8 @@ class Progress:
         plain = environ.get("TERM") == "dumb" or environ.get("CI", "").lower() not in ("", "0", "false")
         self._live: Any = None
         self._animated = enabled and not plain and is_terminal(self._stream)
+        self._telling, self._ended = threading.Lock(), threading.Event()
+        self._teller: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         self._started = self._told = self._clock()
@@ -207,40 +212,65 @@ class Progress:
             console = Console(file=self._stream)
             self._live = Live(console=console, get_renderable=self._bar, refresh_per_second=5, transient=True)
             self._live.start()
+        elif self._enabled:
+            self._teller = threading.Thread(target=self._tell_on_time, name="progress", daemon=True)
+            self._teller.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()
+        if self._teller is not None:
+            self._teller.join(1.0)  # not for ever: a log that nobody reads any more blocks whoever writes to it
+            self._teller = None
         if self._live is not None:
             self._live.stop()
             self._live = None
         elif self._started < self._told < (now := self._clock()):
             self._tell(now)  # short runs leave no line, long ones end with the last state
 
-    def advance(self, nbytes: int = 0, tensors: int = 0, failed: int = 0, retries: int = 0) -> None:
-        """Count what was finished (`retries`: all so far); a log line follows where the last one is 30 s old."""
+    def advance(
+        self, nbytes: int = 0, tensors: int = 0, failed: int = 0, retries: int = 0, reused: bool = False
+    ) -> None:
+        """Count what was finished (`retries`: all so far); what was there already, `reused`, tells nothing of the rate.
+
+        A log line follows where the last one is 30 s old.
+        """
         self._bytes += nbytes
+        self._reused += nbytes if reused else 0
         self._tensors += tensors
         self._failed += failed
         self._retries = max(self._retries, retries)
-        if self._enabled and not self._animated and (now := self._clock()) - self._told >= self.INTERVAL:
-            self._tell(now)
+        self._tell_if_due()
 
     def status(self, now: float) -> str:
         """The state in one line, with the rate and the time left once they can be told."""
         unit, name = _unit(self._total_bytes, 10_000)  # 812/1,430 GB moves, 0.8/1.4 TB does not
         seconds = now - self._started
-        parts = [
+        parts = [f"checkpoints {self._checkpoints:,}"] if self._checkpoints else []
+        parts += [
             f"tensors {self._tensors:,}/{self._total_tensors:,}",
             f"{_scaled(self._bytes, unit)}/{_scaled(self._total_bytes, unit)} {name}",
         ]
-        if seconds > 0 and self._bytes:
-            rate = self._bytes / seconds
+        if seconds > 0 and self._bytes > self._reused:
+            rate = (self._bytes - self._reused) / seconds
             left = max(0, self._total_bytes - self._bytes) / rate
             parts += [f"{size(rate)}/s", f"eta {duration(left)}"]
         trouble = (("retries", self._retries), ("failed", self._failed))
         return " · ".join([*parts, *(f"{name} {number:,}" for name, number in trouble if number)])
+
+    def _tell_on_time(self) -> None:
+        while not self._ended.wait(min(self.INTERVAL, max(0.0, self._told + self.INTERVAL - self._clock()))):
+            try:
+                self._tell_if_due()
+            except (OSError, ValueError):  # a stream that is closed has no reader
+                return
+
+    def _tell_if_due(self) -> None:
+        with self._telling:
+            if self._enabled and not self._animated and (now := self._clock()) - self._told >= self.INTERVAL:
+                self._tell(now)
 
     def _tell(self, now: float) -> None:
         self._told = now

@@ -26,7 +26,7 @@ from diffai_dist.report import RENDERERS, View, as_records, coverage_lines, mark
 from diffai_dist.report.array import CHANGE, SIDE
 from diffai_dist.report.wording import number, percent
 from diffai_dist.terminal import cells
-from results import HOSTILE, IMPACT, MIXED, change, failure, result, side, tensor
+from results import HOSTILE, IMPACT, MIXED, change, failure, result, side, sweep, tensor
 
 ANY_TEXT = st.text(st.characters(), max_size=30)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -34,7 +34,7 @@ NUMBERS = st.none() | FINITE | st.integers(-(2**64), 2**64)
 
 
 def render(output: str, shown: Result, **view: Any) -> str:
-    return "".join(RENDERERS[output](shown, View(**view)))
+    return "".join(RENDERERS[output](sweep(shown, mode=None), View(**view)))
 
 
 def lines(*records: Any, **view: Any) -> list[str]:
@@ -292,7 +292,7 @@ def test_the_schema_describes_every_field_and_this_version() -> None:
     assert schema["version"] == SCHEMA_VERSION
     assert tuple(parts["side"]["properties"]) == SIDE == tuple(parts["side"]["required"])
     assert tuple(parts["change"]["properties"]) == CHANGE == tuple(parts["change"]["required"])
-    for row in as_records(MIXED, View(show_identical=True)):
+    for row in as_records(sweep(MIXED, mode=None), View(show_identical=True)):
         assert set(row) <= set(parts[row["kind"]]["properties"])
         assert set(row) >= set(parts[row["kind"]]["required"])
         for finding in row.get("findings", ()):
@@ -301,7 +301,7 @@ def test_the_schema_describes_every_field_and_this_version() -> None:
 
 def test_the_schema_refuses_what_is_not_a_record() -> None:
     validator = jsonschema.Draft202012Validator(records_schema())
-    (row,) = as_records(result(tensor("a")))
+    (row,) = as_records(sweep(result(tensor("a")), mode=None))
     for wrong in (row | {"status": "failed"}, row | {"kind": "x"}, {k: v for k, v in row.items() if k != "change"}):
         assert not validator.is_valid([wrong])
 
@@ -480,10 +480,12 @@ def test_markdown_is_cut_by_whole_rows_below_its_limit() -> None:
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from results import MIXED
+from results import MIXED, sweep
 from diffai_dist.report import RENDERERS, View
-for output in RENDERERS:
-    sys.stdout.write("".join(RENDERERS[output](MIXED, View(show_identical=True, sort_by_change=True))))
+for mode in (None, "all"):
+    for output in RENDERERS:
+        view = View(show_identical=True, sort_by_change=True, show_tensors=True)
+        sys.stdout.write("".join(RENDERERS[output](sweep(MIXED, mode=mode), view)))
 """
 
 
@@ -502,10 +504,11 @@ def test_the_output_does_not_depend_on_the_hash_seed() -> None:
 
 @pytest.mark.parametrize("output", RENDERERS)
 def test_renderers_yield_pieces_and_end_with_a_newline(output: str) -> None:
-    pieces = list(RENDERERS[output](MIXED, View()))
+    shown = sweep(MIXED, mode=None)
+    pieces = list(RENDERERS[output](shown, View()))
     assert len(pieces) > 2
     assert "".join(pieces).endswith("\n")
-    assert list(RENDERERS[output](MIXED, View())) == pieces
+    assert list(RENDERERS[output](shown, View())) == pieces
 
 
 @given(st.lists(ANY_TEXT, unique=True, max_size=6))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import doctest
 import io
+import itertools
 import re
+import threading
 
 import pytest
 from hypothesis import example, given
@@ -107,6 +109,7 @@ def test_what_an_encoding_cannot_hold_gets_an_ascii_form() -> None:
     assert fit("重み", "ascii") == r"\u91cd\u307f"
     assert fit("a · b", "utf-8") == "a · b"
     assert fit("a · b", None) == "a · b"
+    assert fit("0.1±1e-06", "ascii") == "0.1+-1e-06"
 
 
 @pytest.mark.parametrize(
@@ -192,6 +195,61 @@ def test_a_log_gets_one_line_every_thirty_seconds() -> None:
         "12:01:00 tensors 6,000/41,220 · 114/1,430 GB · 1.9 GB/s · eta 12m · retries 7 · failed 1\n"
         "12:01:05 tensors 6,500/41,220 · 124/1,430 GB · 1.9 GB/s · eta 11m · retries 7 · failed 1\n"
     )
+
+
+def test_a_log_names_the_checkpoints_of_a_sweep() -> None:
+    clock, stream = Clock(), io.StringIO()
+    with Progress(1_430_000_000_000, 41_220, stream=stream, clock=clock, environ={}, checkpoints=12) as progress:
+        clock.now += 190
+        progress.advance(812_000_000_000, 21_380, failed=1, retries=7)
+    assert stream.getvalue() == (
+        "12:03:10 checkpoints 12 · tensors 21,380/41,220 · 812/1,430 GB · 4.3 GB/s · eta 2m · retries 7 · failed 1\n"
+    )
+
+
+def test_what_was_there_already_tells_nothing_of_the_rate() -> None:
+    clock = Clock()
+    progress = Progress(1000, 10, stream=io.StringIO(), clock=clock, environ={})
+    clock.now += 10
+    progress.advance(400, 4, reused=True)
+    assert progress.status(clock.now) == "tensors 4/10 · 400/1,000 B"
+    progress.advance(100, 1)
+    assert progress.status(clock.now) == "tensors 5/10 · 500/1,000 B · 10 B/s · eta 50s"
+
+
+class Paper(io.StringIO):
+    """A stream that tells when it holds three lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full = threading.Event()
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        if self.getvalue().count("\n") >= 3:
+            self.full.set()
+        return written
+
+
+def test_a_log_goes_on_where_no_unit_ends() -> None:
+    before = set(threading.enumerate())
+    seconds, stream = itertools.count(0, 31), Paper()
+    with Progress(1000, 10, stream=stream, clock=lambda: float(next(seconds)), environ={}):
+        assert stream.full.wait(60)
+    assert set(threading.enumerate()) <= before
+    for line in stream.getvalue().splitlines():
+        assert re.fullmatch(r"\d\d:\d\d:\d\d tensors 0/10 · 0/1,000 B", line)
+
+
+def test_a_log_that_is_closed_ends_its_thread_and_not_the_run() -> None:
+    before = set(threading.enumerate())
+    seconds, stream = itertools.count(0, 31), Paper()
+    progress = Progress(1000, 10, stream=stream, clock=lambda: float(next(seconds)), environ={})
+    stream.close()
+    progress.__enter__()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_short_run_leaves_no_line() -> None:

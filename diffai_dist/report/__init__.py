@@ -1,19 +1,28 @@
-"""The outputs, one per file. A renderer turns a result into pieces of text and touches no file."""
+"""The outputs, one per file. A renderer turns what a comparison says into pieces of text and touches no file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from diffai_dist.records import Result
+from diffai_dist.records import Sweep
 from diffai_dist.report import json, markdown, text, yaml
 from diffai_dist.report.array import as_records
+from diffai_dist.report.pairs import sweep_coverage_lines
 from diffai_dist.report.schema import records_schema
 from diffai_dist.report.view import View
 from diffai_dist.report.wording import coverage_lines, failure_entries
 
-__all__ = ["RENDERERS", "View", "as_records", "coverage_lines", "failure_entries", "records_schema"]
+__all__ = [
+    "RENDERERS",
+    "View",
+    "as_records",
+    "coverage_lines",
+    "failure_entries",
+    "records_schema",
+    "sweep_coverage_lines",
+]
 
-RENDERERS: dict[str, Callable[[Result, View], Iterator[str]]] = {
+RENDERERS: dict[str, Callable[[Sweep, View], Iterator[str]]] = {
     "text": text.render,
     "json": json.render,
     "yaml": yaml.render,

@@ -1,31 +1,36 @@
-"""The result as lines for people and for grep: tensors, failures, analyses, then the total and the coverage."""
+"""The result as lines for people and for grep: what matters most first, the total and the coverage last."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
-from diffai_dist.records import AnalysisRecord, Finding, Result, TensorRecord
-from diffai_dist.report.tables import named, plain, tables, title, worst_first
+from diffai_dist.errors import Failure
+from diffai_dist.records import Result, Sweep
+from diffai_dist.report.columns import grid, joined, note
+from diffai_dist.report.lines import analysis_lines, fill, finding_entries, tensor_lines
+from diffai_dist.report.night import night_lines
+from diffai_dist.report.overview import Overview, Told, overview
+from diffai_dist.report.pairs import from_gram, pair_table, sweep_coverage_lines, sweep_total_line
 from diffai_dist.report.view import View, shown
-from diffai_dist.report.wording import coverage_lines, entries, failure_entries, total_line
-from diffai_dist.terminal import cells, escape, paint
+from diffai_dist.report.wording import arrow, coverage_lines, failure_entries, total_line
+from diffai_dist.terminal import escape, paint
 
-SIGNS = {"changed": "~", "added": "+", "removed": "-", "incomparable": "!", "identical": "=", "failed": "x"}
-STYLES = {"changed": "yellow", "added": "green", "removed": "red", "incomparable": "magenta", "identical": "dim"}
-
-SHORTEST_NAME = 12  # columns that a name keeps on the narrowest screen
-INDENT = " " * 8
-
-_NON_FINITE = re.compile(r"(?<= )(?:nans|infs)=[0-9>-]+")
+SEVERITY_STYLES = {"critical": "bold red", "high": "red", "medium": "yellow", "low": "dim", "info": "dim"}
 
 
-def render(result: Result, view: View) -> Iterator[str]:
+def render(sweep: Sweep, view: View) -> Iterator[str]:
+    """A comparison of two, tensor by tensor; or the first screen of a sweep, its tables and what moved most."""
+    if sweep.mode is None:
+        yield from _comparison(sweep.results[0], view)
+    else:
+        yield from _sweep(sweep, view)
+
+
+def _comparison(result: Result, view: View) -> Iterator[str]:
     """The lines in the order they are read: what differs first, the verdict last, where a terminal stops scrolling."""
     for record in shown(result, view):
         yield tensor_lines(record, view)
-    for entry in failure_entries(result.failures, view.verbose):
-        yield f"  {paint('x', 'bold red', view.colour)} {entry}\n"
+    yield from _failures(result.failures, view)
     for analysis in result.analyses:
         yield from analysis_lines(analysis, view)
     if result.analyses:
@@ -34,63 +39,71 @@ def render(result: Result, view: View) -> Iterator[str]:
     yield from (f"{line}\n" for line in coverage_lines(result))
 
 
-def tensor_lines(record: TensorRecord, view: View) -> str:
-    """One line per tensor; on a narrow terminal its first entries, and the rest on indented lines."""
-    found = entries(record, view.verbose)
-    # A name that leaves no room for the first two entries has a line of its own: cut names look alike.
-    limit = min(256, max(SHORTEST_NAME, view.width - len("  ~ :"))) if view.width else None
-    start = f"  {SIGNS[record.status]} {escape(record.name, limit)}:"
-    lines = fill(start, found, view.width)
-    if not view.colour:
-        return "\n".join(lines) + "\n"
-    painted = [_paint_non_finite(line) for line in lines]
-    painted[0] = paint(start, STYLES[record.status], True) + _paint_non_finite(lines[0][len(start) :])
-    return "\n".join(painted) + "\n"
+def _failures(failures: Sequence[Failure], view: View) -> Iterator[str]:
+    for entry in failure_entries(failures, view.verbose):
+        yield f"  {paint('x', 'bold red', view.colour)} {entry}\n"
 
 
-def _paint_non_finite(text: str) -> str:
-    return _NON_FINITE.sub(lambda entry: paint(entry[0], "bold red", True), text)
+def _sweep(sweep: Sweep, view: View) -> Iterator[str]:
+    seen = overview(sweep)
+    first, *more = night_lines(seen, overview(view.previous) if view.previous else None, view.notes, view.width)
+    yield f"{paint(first, 'bold', view.colour)}\n"
+    yield from (f"{line}\n" for line in more)
+    yield from _pairs(seen, view)
+    if seen.findings:
+        yield _heading("Findings", view)
+        yield from (_finding(one, view) for one in seen.findings)
+    if sweep.failures:
+        yield _heading("Failures", view)
+        yield from _failures(sweep.failures, view)
+    for analysis in sweep.analyses:
+        yield from analysis_lines(analysis, view, findings=False)
+    yield from _movers(seen, view)
+    if view.verbose or view.show_tensors or seen.pairs_analysed:
+        for result in sweep.results:
+            yield from _pair(result, view)
+    yield f"\n{paint(sweep_total_line(seen), 'bold', view.colour)}\n"
+    yield from (f"{line}\n" for line in sweep_coverage_lines(sweep))
 
 
-def fill(start: str, found: Sequence[str], width: int | None) -> list[str]:
-    """`start entry, entry, ...`, broken between entries so that no line exceeds the width unless one entry does."""
-    if width is None:
-        return [f"{start} {', '.join(found)}"]
-    lines, used = [start], cells(start)
-    if used + 2 + cells(", ".join(found[:2])) > width:
-        used = width
-    for i, entry in enumerate(found):
-        entry += "," if i < len(found) - 1 else ""
-        size = 1 + cells(entry)
-        if used + size > width:
-            lines.append(INDENT[1:])
-            used = len(INDENT) - 1
-        lines[-1] += f" {entry}"
-        used += size
-    return lines
+def _heading(text: str, view: View) -> str:
+    return f"\n{paint(text, 'bold', view.colour)}\n"
 
 
-def analysis_lines(analysis: AnalysisRecord, view: View) -> Iterator[str]:
-    """Headings, and under them `name: key=value, key=value`: the plain values, then a line per row of each table."""
-    yield "\n"
-    for table, rows in tables(analysis.result, view.verbose):
-        yield f"{paint(title(analysis.name, table), 'bold', view.colour)}\n"
-        for row in rows:
-            yield _analysis_line(analysis, ["=".join(named(key, value)) for key, value in row.items()], view)
-    if analysis.findings:
-        yield f"{paint(title(analysis.name, 'findings'), 'bold', view.colour)}\n"
-    for finding in worst_first(analysis.findings):
-        yield _analysis_line(analysis, _finding(finding), view)
+def _pairs(seen: Overview, view: View) -> Iterator[str]:
+    if not seen.sweep.pairs:
+        return
+    head, rows = pair_table(seen)
+    names = [(pair.baseline, pair.candidate) for pair in seen.sweep.pairs]
+    lines, dropped = grid("pair", names, head, rows, view.width)
+    yield _heading("Pairs", view)
+    yield from (f"{line}\n" for line in (*lines, *note(dropped, "column")))
+    yield from (f"  {line}\n" for line in from_gram(seen.sweep))
 
 
-def _analysis_line(analysis: AnalysisRecord, found: Sequence[str], view: View) -> str:
-    return "\n".join(fill(f"{escape(analysis.name)}:", found, view.width)) + "\n"
+def _finding(one: Told, view: View) -> str:
+    severity, rule = one.finding.severity, escape(one.finding.rule)
+    found = [*finding_entries(one.finding), f"analysis={escape(one.analysis)}"]
+    start, *rest = fill(f"  {severity} {rule}:", found, view.width)
+    start = f"  {paint(severity, SEVERITY_STYLES[severity], view.colour)}{start[2 + len(severity) :]}"
+    return "\n".join((start, *rest)) + "\n"
 
 
-def _finding(finding: Finding) -> list[str]:
-    found = [f"finding={escape(finding.rule)}", f"severity={finding.severity}"]
-    for key in ("tensor", "value", "threshold"):
-        value = getattr(finding, key)
-        if value is not None:
-            found.append(f"{key}={plain(value)}")
-    return [*found, f"source={escape(finding.source)}"]
+def _movers(seen: Overview, view: View) -> Iterator[str]:
+    """Unless all tensors are listed anyway."""
+    if view.verbose or view.show_tensors or not seen.movers:
+        return
+    yield _heading("Largest movers", view)
+    for mover in seen.movers:
+        yield tensor_lines(mover.record, view, [f"pair={arrow(escape(mover.baseline), escape(mover.candidate))}"])
+
+
+def _pair(result: Result, view: View) -> Iterator[str]:
+    """Its tensors if they are to be shown, and its own analyses, whose findings are told above."""
+    records = shown(result, view) if view.verbose or view.show_tensors else ()
+    tables = [line for analysis in result.analyses for line in analysis_lines(analysis, view, findings=False)]
+    if records or tables:
+        yield _heading(joined((result.baseline, result.candidate)), view)
+    for record in records:
+        yield tensor_lines(record, view)
+    yield from tables

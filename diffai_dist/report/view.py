@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffai_dist.analyses.sort_by_change import sort_by_change
-from diffai_dist.records import Result, TensorRecord
+from diffai_dist.records import Result, Sweep, TensorRecord
 
 
 @dataclass(frozen=True)
@@ -15,9 +15,12 @@ class View:
 
     show_identical: bool = False
     sort_by_change: bool = False
+    show_tensors: bool = False  # of a sweep: the tensors of each pair, not only those that moved most; as does verbose
     width: int | None = None
     colour: bool = False
     verbose: bool = False
+    previous: Sweep | None = None  # last night's run, for the first lines of a sweep
+    notes: tuple[str, ...] = ()  # what was reused, for the same lines
 
 
 def shown(result: Result, view: View) -> Sequence[TensorRecord]:

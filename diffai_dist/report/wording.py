@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import decimal
 import re
 from collections import Counter
 from collections.abc import Sequence
 
-from diffai_dist.analyses.sort_by_change import magnitude
 from diffai_dist.errors import Failure
-from diffai_dist.records import Change, Coverage, Number, Result, Side, TensorRecord
+from diffai_dist.records import Change, Coverage, ErrorBound, Number, Result, Side, TensorRecord
 from diffai_dist.terminal import count, escape, size
 
 
@@ -39,6 +38,34 @@ def percent(fraction: Number) -> str:
         return "-"
     text = f"{100 * fraction:.3g}%"
     return ">99.9%" if text == "100%" and fraction < 1 else text
+
+
+def bounded(value: Number, error: float | None) -> str:
+    """The number, with its worst-case error where that is above 1e-9 of it.
+
+    >>> bounded(0.0123, 4e-13), bounded(0.0123, 4.2e-6), bounded(0.0, 1e-12), bounded(None, None)
+    ('0.0123', '0.0123±5e-06', '0±1e-12', '-')
+    """
+    if value is None or error is None or error <= 1e-9 * abs(value):
+        return number(value)
+    return f"{number(value)}±{float(_UPWARDS.create_decimal(str(error))):.0e}"
+
+
+_UPWARDS = decimal.Context(prec=1, rounding=decimal.ROUND_CEILING)  # a bound stays one when it is rounded
+
+
+def relative(change: Change, bound: ErrorBound | None = None) -> str:
+    """rel_l2, `inf` for a change from zero; a distance of 0 has no scale for its error, so l2 carries it."""
+    if change.rel_l2 is None or change.l2 is None or bound is None:
+        return "inf" if change.rel_l2 is None and change.l2 else number(change.rel_l2)
+    if not change.l2:
+        return f"0 (l2={bounded(0, bound.l2)})" if bound.l2 else "0"
+    return bounded(change.rel_l2, bound.l2 * (change.rel_l2 / change.l2))
+
+
+def angle(change: Change, bound: ErrorBound | None = None) -> str:
+    """1 - cos between both sides."""
+    return bounded(change.cosine_distance, bound.cosine_distance if bound else None)
 
 
 def arrow(baseline: str, candidate: str) -> str:
@@ -73,7 +100,7 @@ def _single(side: Side, verbose: bool) -> list[str]:
     found.append(f"std={number(side.std)}")
     if verbose:
         found += [f"min={number(side.min)}", f"max={number(side.max)}", f"l2={number(side.l2)}"]
-    return found + [f"{key}={count}" for key, count in _non_finite(side).items() if count]
+    return found + [f"{key}={count}" for key, count in non_finite(side).items() if count]
 
 
 def _identical(record: TensorRecord, side: Side) -> list[str]:
@@ -90,17 +117,22 @@ def _both(record: TensorRecord, baseline: Side, candidate: Side, verbose: bool) 
     found.append(f"mean={arrow(number(baseline.mean), number(candidate.mean))}")
     found.append(f"std={arrow(number(baseline.std), number(candidate.std))}")
     if change:
-        found += _change(change, magnitude(record))
+        found += _change(change) if record.error_bound is None else _products(change, record.error_bound)
     if baseline.dtype != candidate.dtype:
         found.append(f"dtype={arrow(escape(baseline.dtype), escape(candidate.dtype))}")
-    counts = zip(_non_finite(baseline).items(), _non_finite(candidate).values(), strict=True)
+    counts = zip(non_finite(baseline).items(), non_finite(candidate).values(), strict=True)
     found += [f"{key}={before}->{after}" for (key, before), after in counts if before or after]
-    return found + _details(baseline, candidate, change) if verbose else found
+    return found + _details(baseline, candidate, record) if verbose else found
 
 
-def _change(change: Change, relative: float) -> list[str]:
+def _products(change: Change, bound: ErrorBound) -> list[str]:
+    """What inner products tell; the rest needs the elements, which is said once for all."""
+    return [f"rel_l2={relative(change, bound)}", f"cosine_distance={angle(change, bound)}", "method=gram"]
+
+
+def _change(change: Change) -> list[str]:
     index = f"@{change.max_abs_index}" if change.max_abs and change.max_abs_index is not None else ""
-    found = [f"rel_l2={'inf' if relative == math.inf else number(change.rel_l2)}"]
+    found = [f"rel_l2={relative(change)}"]
     found.append(f"max_abs={number(change.max_abs)}{index}")
     found.append(f"changed={percent(change.changed_fraction)}")
     if change.bits_changed_fraction and not change.changed_fraction:  # -0 for +0, or NaNs of another payload
@@ -108,17 +140,19 @@ def _change(change: Change, relative: float) -> list[str]:
     return found
 
 
-def _details(baseline: Side, candidate: Side, change: Change | None) -> list[str]:
+def _details(baseline: Side, candidate: Side, record: TensorRecord) -> list[str]:
+    change = record.change
     found = [f"shape={shape(candidate)}"] if change else []
     for key in ("min", "max", "l2", "zeros"):
         found.append(f"{key}={arrow(number(getattr(baseline, key)), number(getattr(candidate, key)))}")
-    if change:
+    if change and record.error_bound is None:
         found += [f"{key}={number(getattr(change, key))}" for key in ("rel_l1", "mean_abs", "cosine_distance")]
         found.append(f"sign_flips={percent(change.sign_flip_fraction)}")
     return found
 
 
-def _non_finite(side: Side) -> dict[str, int]:
+def non_finite(side: Side) -> dict[str, int]:
+    """How many elements are not finite, by kind."""
     return {"nans": int(side.nans or 0), "infs": int(side.posinfs or 0) + int(side.neginfs or 0)}
 
 
@@ -167,17 +201,24 @@ def total_line(result: Result) -> str:
 
 def coverage_lines(result: Result) -> list[str]:
     """What was compared out of what there is, and what was not, by reason."""
-    coverage = result.coverage
+    return covered_lines(result.coverage)
+
+
+def covered_lines(coverage: Coverage) -> list[str]:
+    """The same of any coverage."""
     lines = [_compared(coverage)]
     if coverage.byte_by_byte:
         lines.append(f"{count(coverage.byte_by_byte, 'tensor')} compared byte by byte: dtype without a decoder")
-    if coverage.not_compared:
-        reasons = (
-            f"{number_of:,} {escape(reason, 1024)}" if number_of else escape(reason, 1024)
-            for reason, number_of in coverage.not_compared.items()
-        )
-        lines.append(f"not compared: {', '.join(reasons)}")
-    return lines
+    return lines + not_compared(coverage)
+
+
+def not_compared(coverage: Coverage) -> list[str]:
+    """What was left out, by reason, as one line; none where nothing was."""
+    reasons = [
+        f"{number_of:,} {escape(reason, 1024)}" if number_of else escape(reason, 1024)
+        for reason, number_of in coverage.not_compared.items()
+    ]
+    return [f"not compared: {', '.join(reasons)}"] if reasons else []
 
 
 def _compared(coverage: Coverage) -> str:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from diffai_dist.records import Result
+from diffai_dist.records import Sweep
 from diffai_dist.report.array import as_records, strict
 from diffai_dist.report.view import View
 
 
-def render(result: Result, view: View) -> Iterator[str]:
+def render(sweep: Sweep, view: View) -> Iterator[str]:
     """A block sequence, one record at a time; loads through any YAML 1.1 safe loader as the JSON array does."""
     fast, exact = _dumpers()
     empty = True
-    for record in as_records(result, view):
+    for record in as_records(sweep, view):
         empty = False
         try:
             yield _dump(record, fast)
