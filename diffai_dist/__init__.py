@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diffai_dist.api import Report, compare, sweep
     from diffai_dist.errors import DiffaiError
-    from diffai_dist.pipeline import Report, compare
 
-__all__ = ["DiffaiError", "Report", "compare"]
+__all__ = ["DiffaiError", "Report", "compare", "sweep"]
 
-_HOMES = {"DiffaiError": "diffai_dist.errors", "Report": "diffai_dist.pipeline", "compare": "diffai_dist.pipeline"}
+_HOMES = {name: "diffai_dist.api" for name in ("Report", "compare", "sweep")} | {"DiffaiError": "diffai_dist.errors"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from diffai_dist.dtypes import DType, dtype_of
+from diffai_dist.dtypes import DType, Family, dtype_of
 from diffai_dist.errors import Failure
 from diffai_dist.storage import Source
 
@@ -39,6 +39,11 @@ class Tensor:
     def elements(self) -> int:
         """How many logical elements it has."""
         return math.prod(self.shape)
+
+    @property
+    def counted(self) -> int:
+        """How many values are measured: the elements, or the bytes where the dtype has no values that are known."""
+        return self.nbytes if self.decoder.family == Family.BYTES else self.elements
 
     @property
     def nbytes(self) -> int:

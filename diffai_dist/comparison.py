@@ -73,12 +73,18 @@ def _any_of(globs: Iterable[str]) -> re.Pattern[str]:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Checkpoints and the pairs among them; `left_out` counts the tensors that the selection took away."""
+    """Checkpoints and the pairs among them; `left_out` counts the tensors that the selection took away.
+
+    With an `anchor`, the index of a member, the Gram of the group around it is measured, too; `elementwise` says
+    whether the pairs are still measured element by element, or come from the Gram wherever it can give them.
+    """
 
     members: tuple[Checkpoint, ...]
     pairs: tuple[Pair, ...]
     aligned: tuple[Aligned, ...]  # natural order of names: layer.2 before layer.10
     left_out: int = 0
+    anchor: int | None = None
+    elementwise: bool = True
 
 
 def _unreadable(member: Checkpoint, name: str) -> Failure | None:

@@ -60,7 +60,8 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
         return 2
     except DiffaiError as error:
         code = "" if isinstance(error, CheckpointError) else f" [{error.code}]"  # its sentence ends in the code
-        click.echo(f"{name}: {error}{code}", err=True)
+        first, newline, rest = str(error).partition("\n")  # what follows quotes the line that is wrong
+        click.echo(f"{name}: {first}{code}{newline}{rest}", err=True)
         return error.exit_code
     except SystemExit:  # click's answer to a reader of --help that left
         _hang_up()

@@ -1,25 +1,20 @@
-"""Measure a unit: read each range once, take all partials in one pass, and fold what comes back."""
+"""Measure a unit: what its tasks read, what fails alone, and the rows that come back."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import mmap
 import os
 import socket
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from diffai_dist import storage
-from diffai_dist.checkpoint import Span
+from diffai_dist.chunks import Chunk, Piece
 from diffai_dist.errors import CheckpointError, Failure, SourceChanged
-from diffai_dist.partials import BLOCK, MOMENTS, SHIFT, empty
-from diffai_dist.plan import Plan, Subtree, Unit
-from diffai_dist.records import Measurements
-from diffai_dist.schemes import SCHEMES
+from diffai_dist.partials import BLOCK, MOMENTS, SHIFT, empty, empty_gram
+from diffai_dist.plan import Subtree, Unit
+from diffai_dist.rows import Rows, add, merge_tree
 from diffai_dist.storage import Source
 
 log = logging.getLogger(__name__)
@@ -27,93 +22,30 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one unit gave: a row of partials per subtree, and the subtrees that could not be read."""
+    """What one unit gave: rows of partials, and what of which member could not be read."""
 
     unit: int
-    lanes: np.ndarray  # int64 [subtrees]
-    nodes: np.ndarray  # int64 [subtrees]
-    moments: np.ndarray  # MOMENTS [subtrees, members]
-    shifts: np.ndarray  # SHIFT [subtrees, pairs]
-    failures: tuple[tuple[int, Failure], ...]  # lane, failure
+    rows: Rows
+    failures: tuple[tuple[int, int, Failure], ...]  # subtree of the unit, member, failure
     nbytes: int
-    process: str
-    traffic: storage.Traffic  # all that the process has asked of storage so far
-
-
-@dataclass(slots=True)
-class _Region:
-    """One member's part of the arena, and the reads that fill it."""
-
-    start: int
-    size: int
-    used: int = 0
-    reads: list[tuple[Source, int, int]] = field(default_factory=list)  # source, first byte, last byte + 1
-    places: list[int] = field(default_factory=list)  # where each read begins in the arena
-
-    def place(self, span: Span, longest: int) -> int | None:
-        """Offset in the arena at which the span's bytes will lie; None where the region is full.
-
-        A span that begins where the last one ended, or in its last byte, lengthens that read.
-        """
-        if self.reads:
-            source, first, last = self.reads[-1]
-            if source is span.source and first <= span.start <= last and span.stop - first <= longest:
-                grown = max(span.stop - last, 0)
-                if self.used + grown > self.size:
-                    return None
-                self.reads[-1] = source, first, max(last, span.stop)
-                self.used += grown
-                return self.places[-1] + span.start - first
-        if self.used + span.stop - span.start > self.size:
-            return None
-        self.reads.append((span.source, span.start, span.stop))
-        self.places.append(self.start + self.used)
-        self.used += span.stop - span.start
-        return self.places[-1]
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Elements [first, stop) of a subtree, inside one leaf."""
-
-    subtree: int
-    slot: int
-    first: int
-    stop: int
-
-
-_local = threading.local()
-
-
-def _arena(size: int) -> np.ndarray:
-    """This thread's buffer, page-aligned and reused: a fresh one per read costs more than the read."""
-    if getattr(_local, "size", 0) < size:
-        _local.arena, _local.size = np.frombuffer(mmap.mmap(-1, size), np.uint8), size
-    return _local.arena  # type: ignore[no-any-return]
+    process: str = ""
+    traffic: storage.Traffic = field(default_factory=storage.Traffic)  # all that the process has asked for so far
 
 
 def measure(unit: Unit) -> Outcome:
-    """Read and measure one unit; what cannot be read becomes a failure of its own subtrees only."""
+    """Read and measure one unit; what cannot be read becomes a failure of its own subtrees and member only."""
     log.debug("unit %d starts in process %d", unit.index, os.getpid())
     task = _Task(unit)
     task.run()
-    moments, shifts = task.nodes()
+    rows = task.rows()
     log.debug("unit %d done in process %d", unit.index, os.getpid())
-    return Outcome(
-        unit.index,
-        np.array([subtree.lane for subtree in unit.subtrees], np.int64),
-        np.array([subtree.node for subtree in unit.subtrees], np.int64),
-        moments,
-        shifts,
-        tuple((unit.subtrees[index].lane, failure) for index, failure in sorted(task.failures.items())),
-        unit.nbytes,
-        f"{socket.gethostname()}:{os.getpid()}",
-        storage.traffic(),
-    )
+    failures = tuple((subtree, member, failure) for (subtree, member), failure in sorted(task.failures.items()))
+    process = f"{socket.gethostname()}:{os.getpid()}"
+    return Outcome(unit.index, rows, failures, unit.nbytes, process, storage.traffic())
 
 
 class _Task:
-    """One unit under way: its slots (a row per leaf), and the subtrees that failed so far."""
+    """One unit under way: its slots (a row per leaf), and what failed so far, by subtree and member."""
 
     def __init__(self, unit: Unit) -> None:
         self.unit = unit
@@ -121,21 +53,27 @@ class _Task:
         self.slots = [0, *itertools.accumulate(self.leaves)]  # first slot of each subtree
         self.moments = empty(MOMENTS, (self.slots[-1], unit.members))
         self.shifts = empty(SHIFT, (self.slots[-1], len(unit.pairs)))
-        self.failures: dict[int, Failure] = {}
+        self.grams = empty_gram(self.slots[-1], unit.members) if unit.anchor >= 0 else None
+        self.failures: dict[tuple[int, int], Failure] = {}
         self.changed: dict[Source, Failure] = {}
 
     def run(self) -> None:
         """Fill the arena with pieces until it is full, measure them, and begin again."""
-        chunk = _Chunk(self.unit)
+        chunk = Chunk(self.unit, self.failures)
         for piece in self.pieces():
-            if piece.subtree in self.failures:
-                continue
             if not chunk.add(piece):
                 self.flush(chunk)
-                chunk = _chunk_of(self.unit, piece)
+                chunk = self.chunk_of(piece)
         self.flush(chunk)
 
-    def pieces(self) -> Iterator[_Piece]:
+    def chunk_of(self, piece: Piece) -> Chunk:
+        """A chunk that holds nothing else yet."""
+        chunk = Chunk(self.unit, self.failures)
+        if not chunk.add(piece):
+            raise AssertionError(f"an arena of {self.unit.arena} bytes does not hold a piece of each member")
+        return chunk
+
+    def pieces(self) -> Iterator[Piece]:
         """Whole blocks of one leaf at a time, short enough for the arena."""
         region = self.unit.arena // self.unit.members
         for index, subtree in enumerate(self.unit.subtrees):
@@ -147,9 +85,9 @@ class _Task:
                 start = subtree.first + leaf * subtree.leaf
                 stop = min(start + subtree.leaf, subtree.stop)
                 for first in range(start, stop, longest):
-                    yield _Piece(index, self.slots[index] + leaf, first, min(first + longest, stop))
+                    yield Piece(index, self.slots[index] + leaf, first, min(first + longest, stop))
 
-    def flush(self, chunk: _Chunk) -> None:
+    def flush(self, chunk: Chunk) -> None:
         """Read and measure a chunk; if it cannot be read, its pieces one by one, so that one spoils only itself."""
         if not chunk.pieces:
             return
@@ -157,211 +95,90 @@ class _Task:
             chunk.fill()
         except CheckpointError as error:
             if len(chunk.pieces) > 1:
-                self.one_by_one(chunk.pieces)
-            else:
+                for piece in chunk.pieces:
+                    self.fail_known(piece)
+                    self.flush(self.chunk_of(piece))
+            else:  # once more, without the member that cannot be read
                 self.fail(chunk.pieces[0].subtree, error)
+                self.flush(self.chunk_of(chunk.pieces[0]))
             return
-        chunk.measure(self.moments, self.shifts)
+        chunk.measure(self.moments, self.shifts, self.grams)
 
-    def one_by_one(self, pieces: Sequence[_Piece]) -> None:
-        """Read each piece alone; an object known to have changed is not asked again."""
-        for piece in pieces:
-            if piece.subtree in self.failures:
-                continue
-            sources = {
-                span.source for tensor in self.unit.subtrees[piece.subtree].tensors if tensor for span in tensor.spans
-            }
+    def fail_known(self, piece: Piece) -> None:
+        """An object known to have changed is not asked again."""
+        for member, sources in self.sources(piece.subtree):
             known = next((self.changed[source] for source in sources if source in self.changed), None)
             if known:
-                self.failures[piece.subtree] = known
-                continue
-            self.flush(_chunk_of(self.unit, piece))
+                self.failures[piece.subtree, member] = known
+                self.fail_lonely(piece.subtree, known)
 
     def fail(self, subtree: int, error: CheckpointError) -> None:
-        """Record why a subtree could not be read."""
-        self.failures[subtree] = error.failure
-        if isinstance(error, SourceChanged):
-            for tensor in self.unit.subtrees[subtree].tensors:
-                for span in tensor.spans if tensor else ():
-                    if storage.redact(span.source.url) == error.failure.object:
-                        self.changed[span.source] = error.failure
+        """Record why a subtree could not be read, for the members whose object it was; for all where nobody knows."""
+        members = self.sources(subtree)
+        guilty = [
+            (member, source)
+            for member, sources in members
+            for source in sources
+            if storage.redact(source.url) == error.failure.object
+        ] or [(member, source) for member, sources in members for source in sources]
+        for member, source in guilty:
+            self.failures[subtree, member] = error.failure
+            if isinstance(error, SourceChanged):
+                self.changed[source] = error.failure
+        self.fail_lonely(subtree, error.failure)
 
-    def nodes(self) -> tuple[np.ndarray, np.ndarray]:
-        """A row per subtree: its leaves, merged along the fixed tree."""
+    def fail_lonely(self, subtree: int, failure: Failure) -> None:
+        """What is left without a member to be compared with is not read any more."""
+        if self.unit.anchor >= 0:
+            return
+        for member, _ in self.sources(subtree):
+            partners = {one for pair in self.unit.pairs if member in pair for one in pair} - {member}
+            if all((subtree, partner) in self.failures for partner in partners):
+                self.failures[subtree, member] = failure
+
+    def sources(self, subtree: int) -> list[tuple[int, set[Source]]]:
+        """The members that are still to be read there, each with its objects."""
+        return [
+            (member, {span.source for span in tensor.spans})
+            for member, tensor in enumerate(self.unit.subtrees[subtree].tensors)
+            if tensor and (subtree, member) not in self.failures
+        ]
+
+    def rows(self) -> Rows:
+        """A row per subtree: its leaves, merged along the fixed tree; what failed in part tells nothing."""
         from diffai_dist.kernels import merge_moments, merge_shifts
 
         moments, shifts = self.moments[self.slots[:-1]], self.shifts[self.slots[:-1]]
+        grams = None if self.grams is None else self.grams[self.slots[:-1]]
         for index, leaves in enumerate(self.leaves):
             if leaves > 1:
                 rows = slice(self.slots[index], self.slots[index + 1])
                 moments[index] = merge_tree(self.moments[rows], merge_moments)
                 shifts[index] = merge_tree(self.shifts[rows], merge_shifts)
-        return moments, shifts
+                if grams is not None and self.grams is not None:
+                    grams[index] = merge_tree(self.grams[rows], add)
+        for subtree, member in self.failures:
+            moments[subtree, member] = empty(MOMENTS, ())
+            for pair, sides in enumerate(self.unit.pairs):
+                if member in sides:
+                    shifts[subtree, pair] = empty(SHIFT, ())
+        return Rows(moments, shifts, grams)
 
 
 def _source(subtree: Subtree) -> Source:
     return next(tensor.spans[0].source for tensor in subtree.tensors if tensor)
 
 
-class _Chunk:
-    """Pieces whose bytes fit the arena together."""
-
-    def __init__(self, unit: Unit) -> None:
-        self.unit = unit
-        self.pieces: list[_Piece] = []
-        self.bits: list[list[int]] = []
-        self.codes: list[list[int]] = []
-        size = unit.arena // unit.members
-        self.regions = [_Region(member * size, size) for member in range(unit.members)]
-
-    def add(self, piece: _Piece) -> bool:
-        """Place a piece's bytes; False where they no longer fit."""
-        bits, codes = [], []
-        marks = [(region.used, len(region.reads), region.reads[-1:]) for region in self.regions]
-        shared: dict[tuple[Source, int], int] = {}
-        for region, tensor in zip(self.regions, self.unit.subtrees[piece.subtree].tensors, strict=True):
-            if tensor is None:
-                bits.append(-1)
-                codes.append(-1)
-                continue
-            scheme = SCHEMES[tensor.scheme]
-            (span,) = scheme.spans(tensor, piece.first, piece.stop)
-            offset = shared.get((span.source, span.start))
-            if offset is None:
-                offset = region.place(span, storage.chunk_bytes(span.source))
-                if offset is None:
-                    self._undo(marks)
-                    return False
-                shared[span.source, span.start] = offset
-            bits.append(offset * 8 + scheme.lead_bits(tensor, piece.first))
-            codes.append(tensor.decoder.code)
-        self.pieces.append(piece)
-        self.bits.append(bits)
-        self.codes.append(codes)
-        return True
-
-    def _undo(self, marks: Sequence[tuple[int, int, list[tuple[Source, int, int]]]]) -> None:
-        for region, (used, count, last) in zip(self.regions, marks, strict=True):
-            region.used = used
-            del region.reads[count:], region.places[count:]
-            if last:
-                region.reads[-1] = last[0]
-
-    def fill(self) -> None:
-        """Read every range once."""
-        arena = _arena(self.unit.arena)
-        reads = [
-            storage.Read(source, first, arena[place : place + last - first])
-            for region in self.regions
-            for (source, first, last), place in zip(region.reads, region.places, strict=True)
-        ]
-        storage.fill(reads, self.unit.profile)
-
-    def measure(self, moments: np.ndarray, shifts: np.ndarray) -> None:
-        """Take all partials of all pieces in one call."""
-        from diffai_dist import kernels
-
-        table = np.array([(piece.slot, piece.first, piece.stop - piece.first) for piece in self.pieces], np.int64)
-        kernels.measure(
-            _arena(self.unit.arena),
-            np.ascontiguousarray(table[:, 0]),
-            np.ascontiguousarray(table[:, 1]),
-            np.ascontiguousarray(table[:, 2]),
-            np.array(self.bits, np.int64),
-            np.array(self.codes, np.int64),
-            np.array(self.unit.pairs, np.int64).reshape(-1, 2),
-            moments,
-            shifts,
-        )
-
-
-def _chunk_of(unit: Unit, piece: _Piece) -> _Chunk:
-    chunk = _Chunk(unit)
-    if not chunk.add(piece):
-        raise AssertionError(f"an arena of {unit.arena} bytes does not hold one piece of {unit.members} members")
-    return chunk
-
-
 def lost(unit: Unit, reason: str) -> Outcome:
     """The outcome of a unit that took its workers down: all its subtrees failed, the others go on."""
-    lanes = np.array([subtree.lane for subtree in unit.subtrees], np.int64)
-    failures = []
-    for subtree in unit.subtrees:
-        url = storage.redact(_source(subtree).url)
-        hint = "Give the workers more memory, or compare with fewer threads"
-        failures.append((subtree.lane, CheckpointError(url, reason, hint=hint).failure))
-    return Outcome(
-        unit.index,
-        lanes,
-        np.array([subtree.node for subtree in unit.subtrees], np.int64),
-        empty(MOMENTS, (len(lanes), unit.members)),
-        empty(SHIFT, (len(lanes), len(unit.pairs))),
-        tuple(failures),
-        unit.nbytes,
-        "",
-        storage.Traffic(),
+    hint = "Give the workers more memory, or compare with fewer threads"
+    failures = tuple(
+        (index, member, CheckpointError(storage.redact(tensor.spans[0].source.url), reason, hint=hint).failure)
+        for index, subtree in enumerate(unit.subtrees)
+        for member, tensor in enumerate(subtree.tensors)
+        if tensor
     )
-
-
-def merge_tree(rows: np.ndarray, merge: Callable[[np.ndarray, np.ndarray], None]) -> np.ndarray:
-    """Merge neighbours, level by level, the odd one carried up: the tree depends on the number of rows alone."""
-    while len(rows) > 1:
-        left, right = rows[::2].copy(), rows[1::2]
-        merged = left[: len(right)]
-        merge(merged, np.ascontiguousarray(right))
-        rows = left
-    top: np.ndarray = rows[0]
-    return top
-
-
-class Collector:
-    """Puts outcomes, in whatever order they come, at their places in the lanes' trees."""
-
-    def __init__(self, plan: Plan) -> None:
-        comparison = plan.comparison
-        self.plan = plan
-        self.moments = empty(MOMENTS, (len(comparison.aligned), len(comparison.members)))
-        self.shifts = empty(SHIFT, (len(comparison.aligned), len(comparison.pairs)))
-        self.failures: dict[int, Failure] = {}
-        self.waiting: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
-        self.tensor = np.array([lane.tensor for lane in plan.lanes], np.int64)
-        self.nodes = np.array([lane.nodes for lane in plan.lanes], np.int64)
-
-    def add(self, outcome: Outcome) -> int:
-        """Take one outcome in; how many lanes it completes."""
-        for lane, failure in outcome.failures:
-            self.failures.setdefault(int(self.tensor[lane]), failure)
-        whole = np.flatnonzero(self.nodes[outcome.lanes] == 1)
-        self._settle(self.tensor[outcome.lanes[whole]], outcome.moments[whole], outcome.shifts[whole])
-        done = len(whole)
-        for row in np.flatnonzero(self.nodes[outcome.lanes] != 1).tolist():
-            lane = int(outcome.lanes[row])
-            nodes = self.waiting.setdefault(lane, {})
-            nodes[int(outcome.nodes[row])] = outcome.moments[row], outcome.shifts[row]
-            if len(nodes) == self.nodes[lane]:
-                self._merge(lane, self.waiting.pop(lane))
-                done += 1
-        return done
-
-    def _merge(self, lane: int, nodes: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
-        from diffai_dist.kernels import merge_moments, merge_shifts
-
-        moments = merge_tree(np.stack([nodes[node][0] for node in range(len(nodes))]), merge_moments)
-        shifts = merge_tree(np.stack([nodes[node][1] for node in range(len(nodes))]), merge_shifts)
-        self._settle(self.tensor[lane : lane + 1], moments[None], shifts[None])
-
-    def _settle(self, tensors: np.ndarray, moments: np.ndarray, shifts: np.ndarray) -> None:
-        """Write finished rows; a member of another shape has a lane of its own, so only what was counted is written."""
-        for table, rows in ((self.moments, moments), (self.shifts, shifts)):
-            row, column = np.nonzero(rows["count"])
-            table[tensors[row], column] = rows[row, column]
-
-    def measurements(self) -> Measurements:
-        """All that was measured; call it once every unit was folded. An element that was not counted is a bug."""
-        for lane in self.plan.lanes:
-            for member, tensor in enumerate(lane.tensors):
-                counted = self.moments["count"][lane.tensor, member]
-                if tensor and lane.tensor not in self.failures and counted != tensor.elements:
-                    name = self.plan.comparison.aligned[lane.tensor].name
-                    raise AssertionError(f"tensor {name!r}: {counted} of {tensor.elements} elements were measured")
-        return Measurements(self.plan.comparison, self.moments, self.shifts, self.failures)
+    moments = empty(MOMENTS, (len(unit.subtrees), unit.members))
+    shifts = empty(SHIFT, (len(unit.subtrees), len(unit.pairs)))
+    grams = empty_gram(len(unit.subtrees), unit.members) if unit.anchor >= 0 else None
+    return Outcome(unit.index, Rows(moments, shifts, grams), failures, unit.nbytes)

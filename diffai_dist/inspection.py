@@ -14,8 +14,10 @@ from diffai_dist.terminal import count, escape, size
 if TYPE_CHECKING:
     from diffai_dist.checkpoint import Checkpoint
     from diffai_dist.cluster import Place
-    from diffai_dist.pipeline import Opened
+    from diffai_dist.comparison import Comparison
+    from diffai_dist.opening import Opened
     from diffai_dist.plan import Plan
+    from diffai_dist.records import Member
 
 
 def as_document(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -68,59 +70,111 @@ def as_text(document: Mapping[str, Any]) -> Iterator[str]:
     yield f"{found}: {dtypes}\n" if dtypes else f"{found}\n"
 
 
-def plan_document(plan: Plan | None, place: Place, opened: Opened) -> dict[str, Any]:
-    """What a run of the plan would read and need, as JSON values; without a plan, why there is none."""
+def plan_document(
+    opened: Opened, plan: Plan | None, place: Place, stored: Mapping[str, int] | None = None, published: int = 0
+) -> dict[str, Any]:
+    """What a run of the plan would read and need, as JSON values; without a plan, why there is none.
+
+    `stored` says what the store has of it already, `published` how many bytes of the plan that saves.
+    """
     document = {
         "schema_version": SCHEMA_VERSION,
+        "mode": opened.group.mode,
         "members": [
-            {"url": url} if member is None else _size(member)
-            for url, member in zip(opened.urls, opened.members, strict=True)
+            {"name": member.name, "url": member.url} | (_size(member) if member.format else {})
+            for member in opened.members
         ],
-        "problems": [failure.sentence() for failure in opened.failures],
-        "warnings": [warning for member in opened.members if member for warning in member.warnings],
+        "pairs": len(opened.group.pairs),
+        "problems": [failure.sentence() for failure in opened.all_failures],
+        "warnings": [warning for one in opened.checkpoints if one for warning in one.warnings],
     }
-    return document if plan is None else document | _reading(plan, place)
+    return document if plan is None else document | _reading(plan, place, opened, stored, published)
 
 
-def _size(member: Checkpoint) -> dict[str, Any]:
-    nbytes = sum(tensor.nbytes for tensor in member.tensors.values())
-    return {"url": member.url, "objects": len(member.sources), "tensors": len(member.tensors), "bytes": nbytes}
+def _size(member: Member) -> dict[str, Any]:
+    return {"objects": len(member.objects), "tensors": member.tensors, "bytes": member.nbytes}
 
 
-def _reading(plan: Plan, place: Place) -> dict[str, Any]:
+def _reading(
+    plan: Plan, place: Place, opened: Opened, stored: Mapping[str, int] | None, published: int
+) -> dict[str, Any]:
     comparison = plan.comparison
-    pair = comparison.pairs[0]
-    kinds: Counter[str] = Counter()
-    for one in comparison.aligned:
-        a, b = one.tensors[pair.baseline], one.tensors[pair.candidate]
-        kind = "incomparable" if one.incomparable(pair) else "compared" if a and b else "removed" if a else "added"
-        kinds["unreadable" if any(one.unreadable) else kind] += 1
-    return {
-        "tensors": dict(sorted(kinds.items())),
+    document = {
+        "tensors": _pair_kinds(comparison) if opened.group.mode is None else _group_kinds(comparison),
         "left_out": comparison.left_out,
-        "read_bytes": plan.nbytes,
+        "read_bytes": plan.nbytes - published,
+        "shared_bytes": plan.shared_bytes,
+        "requests": plan.requests,
         "units": sum(1 for _ in plan.units()),
         "unit_bytes": plan.unit_bytes,
         "processes": place.workers if place.scheduler is None else None,
         "threads": place.threads_each if place.scheduler is None else None,
         "peak_memory_bytes": plan.peak_memory(place.threads_each),
     }
+    return document if stored is None else document | {"stored": dict(stored)}
+
+
+def _pair_kinds(comparison: Comparison) -> dict[str, int]:
+    pair = comparison.pairs[0]
+    kinds: Counter[str] = Counter()
+    for one in comparison.aligned:
+        a, b = one.tensors[pair.baseline], one.tensors[pair.candidate]
+        kind = "incomparable" if one.incomparable(pair) else "compared" if a and b else "removed" if a else "added"
+        kinds["unreadable" if any(one.unreadable) else kind] += 1
+    return dict(sorted(kinds.items()))
+
+
+def _group_kinds(comparison: Comparison) -> dict[str, int]:
+    kinds: Counter[str] = Counter()
+    for one in comparison.aligned:
+        in_all = all(tensor or failure for tensor, failure in zip(one.tensors, one.unreadable, strict=True))
+        kinds["unreadable in some" if any(one.unreadable) else "in all" if in_all else "in some"] += 1
+    return dict(sorted(kinds.items()))
 
 
 def plan_text(document: Mapping[str, Any]) -> Iterator[str]:
     """The plan on one screen."""
-    for role, member in zip(("baseline", "candidate"), document["members"], strict=True):
-        yield f"  {role:<10} {escape(member['url'], 400)}: {_described(member)}\n"
+    members = document["members"]
+    if document["mode"] is None:
+        for role, member in zip(("baseline", "candidate"), members, strict=True):
+            yield f"  {role:<10} {escape(member['url'], 400)}: {_described(member)}\n"
+    else:
+        yield from _series_lines(document)
     if "read_bytes" in document:
         kinds = ", ".join(f"{count(number)} {kind}" for kind, number in document["tensors"].items()) or "none"
         left_out = f"   left out by the selection {count(document['left_out'])}" if document["left_out"] else ""
         yield f"  tensors    {kinds}{left_out}\n"
-        yield f"  read       {size(document['read_bytes'])} once, in {count(document['units'], 'unit')}\n"
+        yield f"  read       {_read(document)}\n"
+        yield from _stored_lines(document)
         yield f"  memory     {size(document['peak_memory_bytes'])} at most {_where(document)}\n"
     for warning in document["warnings"]:
         yield f"  warning    {escape(warning, 400)}\n"
     for problem in document["problems"]:
         yield f"  problem    {escape(problem, 1000)}\n"
+
+
+def _series_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    members = document["members"]
+    opened = [member for member in members if "tensors" in member]
+    ends = f"{escape(members[0]['name'], 60)} to {escape(members[-1]['name'], 60)}"
+    closed = f", {count(len(members) - len(opened))} cannot be opened" if len(opened) < len(members) else ""
+    total = size(sum(member["bytes"] for member in opened))
+    yield f"  checkpoints {len(members):,}: {ends}, {total}{closed}\n"
+    yield f"  pairs      {document['pairs']:,} ({document['mode']})\n"
+
+
+def _read(document: Mapping[str, Any]) -> str:
+    requests = f", about {count(document['requests'], 'request')}" if document["requests"] else ""
+    return f"{size(document['read_bytes'])} once, in {count(document['units'], 'unit')}{requests}"
+
+
+def _stored_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    if document["shared_bytes"]:
+        yield f"  shared     {size(document['shared_bytes'])} of equal objects, not read again\n"
+    stored = document.get("stored", {})
+    if any(stored.values()):
+        units = f", {count(stored['units'], 'unit')} of this run" if stored["units"] else ""
+        yield f"  stored     {count(stored['pairs'], 'pair')} of earlier runs, {size(stored['bytes'])}{units}\n"
 
 
 def _described(member: Mapping[str, Any]) -> str:

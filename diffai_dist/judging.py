@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from diffai_dist.comparison import Aligned, Comparison, Pair
 from diffai_dist.dtypes import Family
 from diffai_dist.errors import Failure
-from diffai_dist.records import Change, Coverage, Measurements, Side, Status, TensorRecord
+from diffai_dist.gram import gram_changes
+from diffai_dist.partials import GRAM
+from diffai_dist.records import Change, Coverage, ErrorBound, Measurements, Side, Status, TensorRecord
 from diffai_dist.statistics import change_columns, side_columns
 
 WHY_NOT = {
@@ -19,23 +22,31 @@ WHY_NOT = {
     "incomparable": "shapes or dtypes without common values",
     "failed": "could not be read",
 }
+ONLY_PRODUCTS = "from the Gram of the group; --elementwise measures the rest"
+
+
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """What was measured between the two sides of one tensor."""
+
+    change: Change
+    reason: str | None
+    differs: bool  # in bits; only meaningful for equal dtypes
+    bound: ErrorBound | None = None  # set where it comes from the Gram
 
 
 def tensor_records(measured: Measurements, pair_index: int, epsilon: float | None = None) -> tuple[TensorRecord, ...]:
     """One record per aligned tensor that either side of the pair has, or should have."""
     pair = measured.comparison.pairs[pair_index]
-    aligned = measured.comparison.aligned
     sides = [_sides(measured, member) for member in (pair.baseline, pair.candidate)]
-    changes = _changes(measured, pair, pair_index)
-    shifts = measured.shifts[:, pair_index]
-    quiet = (shifts["changed_nonfinite"] == 0).tolist()
-    bits = shifts["bits"].tolist()
+    moved = _moved(measured, pair, pair_index)
+    quiet = (measured.shifts["changed_nonfinite"][:, pair_index] == 0).tolist()
     records = []
-    for i, tensor in enumerate(aligned):
-        failure = measured.failures.get(i) or _failed_side(tensor, pair)
+    for i, tensor in enumerate(measured.comparison.aligned):
+        failure = measured.failure(i, pair) or _failed_side(tensor, pair) or _failed_anchor(measured, i, moved.get(i))
         if failure is None and tensor.tensors[pair.baseline] is None and tensor.tensors[pair.candidate] is None:
             continue
-        record = _record(tensor, pair, failure, [column[i] for column in sides], changes.get(i), bits[i])
+        record = _record(tensor, pair, failure, [column[i] for column in sides], moved.get(i))
         records.append(_apply_epsilon(record, epsilon) if epsilon is not None and quiet[i] else record)
     return tuple(records)
 
@@ -54,20 +65,53 @@ def _sides(measured: Measurements, member: int) -> list[tuple[Side, str | None] 
     return found
 
 
-def _changes(measured: Measurements, pair: Pair, pair_index: int) -> dict[int, tuple[Change, str | None]]:
-    aligned = measured.comparison.aligned
+def _moved(measured: Measurements, pair: Pair, pair_index: int) -> dict[int, _Moved]:
     both = [
         i
-        for i, one in enumerate(aligned)
+        for i, one in enumerate(measured.comparison.aligned)
         if one.tensors[pair.baseline] and one.tensors[pair.candidate] and not one.incomparable(pair)
     ]
+    products = [i for i in both if comes_from_gram(measured, i, pair_index)]
+    chosen = set(products)
+    elements = [i for i in both if i not in chosen]
+    found = dict(zip(elements, _by_elements(measured, elements, pair_index), strict=True))
+    return found | dict(zip(products, _by_products(measured, products, pair), strict=True))
+
+
+def comes_from_gram(measured: Measurements, tensor: int, pair_index: int) -> bool:
+    """Whether the pair's numbers of that tensor come from the Gram, because it was not measured element by element."""
+    if measured.grams is None or measured.comparison.elementwise or measured.shifts["count"][tensor, pair_index]:
+        return False
+    pair = measured.comparison.pairs[pair_index]
+    return any(measured.moments["count"][tensor, member] > 0 for member in (pair.baseline, pair.candidate))
+
+
+def _by_elements(measured: Measurements, tensors: Sequence[int], pair_index: int) -> Iterator[_Moved]:
+    pair, aligned = measured.comparison.pairs[pair_index], measured.comparison.aligned
+    shifts = measured.shifts[tensors, pair_index]
     decoders = [
-        [one.decoder for i in both if (one := aligned[i].tensors[member])] for member in (pair.baseline, pair.candidate)
+        [one.decoder for i in tensors if (one := aligned[i].tensors[member])]
+        for member in (pair.baseline, pair.candidate)
     ]
-    columns = change_columns(measured.shifts[both, pair_index], *decoders)
-    reasons = columns.pop("reason")
+    columns = change_columns(shifts, *decoders)
     rows = zip(*(columns[field.name] for field in dataclasses.fields(Change)), strict=True)
-    return {i: (Change(*row), reason) for i, row, reason in zip(both, rows, reasons, strict=True)}
+    for row, reason, bits in zip(rows, columns["reason"], shifts["bits"].tolist(), strict=True):
+        yield _Moved(Change(*row), reason, bits > 0)
+
+
+def _by_products(measured: Measurements, tensors: Sequence[int], pair: Pair) -> Iterator[_Moved]:
+    if not tensors or measured.grams is None:
+        return
+    grams = measured.grams[tensors]
+    columns = gram_changes(grams, pair)
+    unknown = [field.name for field in dataclasses.fields(Change) if field.name not in columns]
+    differ = (grams[:, GRAM.index("differ"), pair.baseline, pair.candidate] > 0).tolist()
+    for i, differs in enumerate(differ):
+        known = {name: columns[name][i] for name in ("l2", "rel_l2", "cosine_distance")}
+        error, angle = columns["l2_error"][i], columns["cosine_error"][i]
+        bound = None if error is None else ErrorBound(error, angle)
+        reason = columns["reason"][i] or ONLY_PRODUCTS
+        yield _Moved(Change(**known, **dict.fromkeys(unknown)), reason, differs, bound)
 
 
 def _name_dtype(reason: str | None, dtype: str) -> str | None:
@@ -78,13 +122,18 @@ def _failed_side(tensor: Aligned, pair: Pair) -> Failure | None:
     return tensor.unreadable[pair.baseline] or tensor.unreadable[pair.candidate]
 
 
+def _failed_anchor(measured: Measurements, tensor: int, moved: _Moved | None) -> Failure | None:
+    """Products of differences from an anchor that was not read to its end mean nothing."""
+    anchor = measured.comparison.anchor
+    return None if moved is None or moved.bound is None or anchor is None else measured.failures.get((tensor, anchor))
+
+
 def _record(
     tensor: Aligned,
     pair: Pair,
     failure: Failure | None,
     sides: Sequence[tuple[Side, str | None] | None],
-    change: tuple[Change, str | None] | None,
-    bits: int,
+    moved: _Moved | None,
 ) -> TensorRecord:
     baseline, candidate = (side[0] if side else None for side in sides)
     if failure is not None:
@@ -94,10 +143,11 @@ def _record(
     reason = "; ".join(dict.fromkeys(side[1] for side in sides if side and side[1])) or None
     if baseline is None or candidate is None:
         return TensorRecord(tensor.name, "added" if baseline is None else "removed", baseline, candidate, None, reason)
-    if change is None:
+    if moved is None:
         return TensorRecord(tensor.name, "incomparable", baseline, candidate, None, tensor.incomparable(pair))
-    status: Status = "changed" if bits or baseline.dtype != candidate.dtype else "identical"
-    return TensorRecord(tensor.name, status, baseline, candidate, change[0], reason or change[1])
+    status: Status = "changed" if moved.differs or baseline.dtype != candidate.dtype else "identical"
+    reason = reason or moved.reason
+    return TensorRecord(tensor.name, status, baseline, candidate, moved.change, reason, error_bound=moved.bound)
 
 
 def _apply_epsilon(record: TensorRecord, epsilon: float) -> TensorRecord:

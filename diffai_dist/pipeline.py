@@ -1,91 +1,110 @@
-"""The main path: open, align, plan, measure, analyse. A command is a call of one of these functions."""
+"""The main path: open, align, plan, measure, judge, keep. A command is a call of one of these functions."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Protocol
 
 from diffai_dist import storage
-from diffai_dist.analyses import ANALYSES
-from diffai_dist.analyses.sums import whole_rel_l2
-from diffai_dist.checkpoint import Checkpoint
+from diffai_dist.analyses import SERIES
 from diffai_dist.cluster import Place, engine, memory_bytes
-from diffai_dist.comparison import Comparison, Pair, Selection, compare_members
-from diffai_dist.errors import CheckpointError, Failure, UsageError
-from diffai_dist.execute import Collector, lost, measure
-from diffai_dist.formats import open_checkpoint
-from diffai_dist.judging import coverage, tensor_records
-from diffai_dist.plan import Plan, make_plan
-from diffai_dist.records import Coverage, Finding, Measurements, Result
-from diffai_dist.report import as_records
-from diffai_dist.run import Run, Settings
-from diffai_dist.storage import Profile
+from diffai_dist.collect import Collector
+from diffai_dist.comparison import Comparison
+from diffai_dist.conclusions import conclude, series_of
+from diffai_dist.errors import ClusterError, StoreError, UsageError
+from diffai_dist.execute import Outcome, lost, measure
+from diffai_dist.layers import layer_comparison, layer_similarity
+from diffai_dist.opening import Group, Opened, open_group
+from diffai_dist.plan import Plan, Unit, make_plan
+from diffai_dist.records import AnalysisRecord, Measurements
+from diffai_dist.reuse import Reuse, find_reuse, saved_bytes
+from diffai_dist.rows import Rows
+from diffai_dist.run import Reading, Run, Settings, comparison_document, plan_document, run_id
 
 if TYPE_CHECKING:
-    import pandas
-    import pyarrow
+    from diffai_dist.store import Publisher, ReportStore
 
 log = logging.getLogger(__name__)
 
-# Called with the bytes, the tensors and the failures that a unit settled, and the requests repeated so far.
-OnProgress = Callable[[int, int, int, int], None]
+
+class OnProgress(Protocol):
+    """Called when a unit is settled."""
+
+    def __call__(self, nbytes: int, tensors: int, failed: int, retries: int, reused: bool = False) -> None:
+        """What the unit settled, the requests repeated so far, and whether it was settled by an earlier attempt."""
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The members as far as they could be opened, and why the others could not."""
-
-    urls: tuple[str, ...]  # redacted
-    members: tuple[Checkpoint | None, ...]
-    failures: tuple[Failure, ...]
-
-    def comparison(self, selection: Selection) -> Comparison | None:
-        """The pair to compare; None where a side is missing altogether."""
-        members = [member for member in self.members if member is not None]
-        if len(members) < len(self.members):
-            return None
-        return compare_members(members, [Pair(0, 1)], selection)
+StartProgress = Callable[[Plan], OnProgress | None]
 
 
-def open_members(urls: Sequence[str], profile: Profile) -> Opened:
-    """Read the headers of all members, side by side; a bad one does not hide what is wrong with the others."""
-    checked = [storage.check_url(url) for url in urls]
+@dataclass(slots=True)
+class _Total:
+    """What all processes have asked of storage: each tells its sum so far with every outcome."""
 
-    def attempt(url: str) -> Checkpoint | CheckpointError:
-        try:
-            return open_checkpoint(url, profile)
-        except CheckpointError as error:
-            return error
+    traffic: dict[str, storage.Traffic]
+    nbytes: int = 0
 
-    pool = ThreadPoolExecutor(len(checked))
-    try:
-        found = list(pool.map(attempt, checked))
-    finally:  # a signal does not wait for a server that does not answer
-        pool.shutdown(wait=False, cancel_futures=True)
-    failures = [
-        failure for one in found for failure in ([one.failure] if isinstance(one, CheckpointError) else one.failures)
-    ]
-    members = tuple(None if isinstance(one, CheckpointError) else one for one in found)
-    return Opened(tuple(map(storage.redact, checked)), members, tuple(failures))
+    def add(self, outcome: Outcome) -> None:
+        self.traffic[outcome.process] = outcome.traffic
+        self.nbytes += outcome.nbytes
+
+    def sum(self, name: str) -> int:
+        return sum(getattr(one, name) for one in self.traffic.values())
 
 
-def run_plan(plan: Plan, place: Place, on_progress: OnProgress | None = None) -> Measurements:
-    """Measure every unit of a plan at a place. The same bits wherever that is."""
-    collector = Collector(plan)
-    traffic: dict[str, storage.Traffic] = {}
+def run_plan(
+    plan: Plan,
+    place: Place,
+    on_progress: OnProgress | None = None,
+    finished: Mapping[str, Rows] | None = None,
+    publisher: Publisher | None = None,
+) -> tuple[Measurements, Reading]:
+    """Measure every unit of a plan that is not `finished`, at a place; the same bits wherever that is.
+
+    What is measured without a failure goes to the publisher, so that it need not be read again.
+    """
+    collector, total = Collector(plan), _Total({})
+    taken = _take_finished(plan, collector, finished or {}, on_progress)
+    under_way: dict[int, Unit] = {}
     with engine(place, lost) as run:
-        for outcome in run(measure, plan.units()):
-            done = collector.add(outcome)
-            traffic[outcome.process] = outcome.traffic
+        for outcome in run(measure, _left(plan, taken, under_way)):
+            unit = under_way.pop(outcome.unit)
+            done = collector.add(unit, outcome.rows, outcome.failures)
+            if publisher is not None and not outcome.failures:
+                publisher.add(unit.key, outcome.rows)
+            total.add(outcome)
             if on_progress:
-                retries = sum(one.retries for one in traffic.values())
-                on_progress(outcome.nbytes, done, len(outcome.failures), retries)
-    requests, read = (sum(getattr(one, name) for one in traffic.values()) for name in ("requests", "bytes"))
-    log.info("requests %d, bytes read %d, processes %d; headers included", requests, read, len(traffic))
-    return collector.measurements()
+                on_progress(outcome.nbytes, done, len(outcome.failures), total.sum("retries"))
+    reading = Reading(total.nbytes, requests=total.sum("requests"), retries=total.sum("retries"))
+    log.info("requests %d, bytes read %d; headers included", reading.requests, total.sum("bytes"))
+    return collector.measurements(), reading
+
+
+def _take_finished(
+    plan: Plan, collector: Collector, finished: Mapping[str, Rows], on_progress: OnProgress | None
+) -> set[int]:
+    """Add what is there already; which units that were."""
+    taken: set[int] = set()
+    for unit in plan.units() if finished else ():
+        rows = finished.get(unit.key)
+        if rows is not None:
+            taken.add(unit.index)
+            done = collector.add(unit, rows)
+            if on_progress:
+                on_progress(unit.nbytes, done, 0, 0, reused=True)
+    return taken
+
+
+def _left(plan: Plan, taken: Set[int], under_way: dict[int, Unit]) -> Iterator[Unit]:
+    """The other units, noted as long as they are under way: a million units are never in memory together."""
+    for unit in plan.units():
+        if unit.index not in taken:
+            under_way[unit.index] = unit
+            yield unit
 
 
 def fit_place(plan: Plan, place: Place) -> Place:
@@ -101,150 +120,117 @@ def fit_place(plan: Plan, place: Place) -> Place:
     return replace(place, threads=next(fitting))
 
 
-def judge(opened: Opened, measured: Measurements | None, settings: Settings) -> Result:
-    """What the measurements say about the pair: records, coverage, analyses."""
-    baseline, candidate = opened.urls
-    warnings = tuple(warning for member in opened.members if member for warning in member.warnings)
-    if measured is None:
-        closed = sum(member is None for member in opened.members)
-        nothing = Coverage(0, 0, 0, 0, 0, 0, 0, {"could not be opened": closed})
-        return Result(baseline, candidate, (), opened.failures, (), nothing, warnings)
-    records = tensor_records(measured, 0, settings.epsilon)
-    failed = [replace(failure, tensor=measured.comparison.aligned[i].name) for i, failure in measured.failures.items()]
-    unreadable = [failure for one in measured.comparison.aligned for failure in one.unreadable if failure]
-    failures = tuple(dict.fromkeys((*opened.failures, *unreadable, *failed)))
-    analyses = tuple(ANALYSES[name]()(measured, 0, records) for name in settings.analyses)
-    covered = coverage(measured.comparison, measured.comparison.pairs[0], records)
-    whole = whole_rel_l2(measured, 0, records)
-    return Result(baseline, candidate, records, failures, analyses, covered, warnings, whole)
-
-
-class Report(Run):
-    """A finished comparison: rows and columns of what was found."""
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        """The records of `--output json`: changes, failures, analyses."""
-        return list(as_records(self.result))
-
-    @property
-    def coverage(self) -> Coverage:
-        """What was compared, and what was not and why."""
-        return self.result.coverage
-
-    @property
-    def findings(self) -> tuple[Finding, ...]:
-        """The findings of all analyses that were asked for."""
-        return tuple(finding for analysis in self.result.analyses for finding in analysis.findings)
-
-    @property
-    def failures(self) -> tuple[Failure, ...]:
-        """What could not be read."""
-        return self.result.failures
-
-    @property
-    def tensors(self) -> pyarrow.Table:
-        """All tensors, identical ones too, as an Arrow table: one row each, one column per statistic."""
-        from diffai_dist.store import tensor_table
-
-        return tensor_table(self.result, self.id)
-
-    def to_arrow(self) -> pyarrow.Table:
-        """The same as `tensors`."""
-        return self.tensors
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """All tensors as a DataFrame; needs pandas."""
-        try:
-            return self.tensors.to_pandas()
-        except ModuleNotFoundError as error:
-            raise UsageError("to_pandas needs pandas: pip install 'diffai-dist[pandas]'") from error
-
-    def raise_for_failures(self) -> Report:
-        """The report itself, or the error of the first thing that could not be read."""
-        for failure in self.failures:
-            raise CheckpointError(
-                failure.object, failure.found, expected=failure.expected, hint=failure.hint, tensor=failure.tensor
-            )
-        return self
-
-    def to_dict(self) -> dict[str, Any]:
-        """The run document: comparison, coverage, failures, settings, schema version, exit code."""
-        from diffai_dist.store import run_document
-
-        return run_document(self)
-
-
-def run_comparison(
-    urls: Sequence[str], settings: Settings, start_progress: Callable[[Plan], OnProgress | None] | None = None
-) -> Report:
-    """Compare two checkpoints; `start_progress` is called once the plan is known."""
-    opened = open_members(urls, settings.profile)
+def compared(opened: Opened, settings: Settings) -> Comparison | None:
+    """The aligned tensors of all members that could be opened; a selection that leaves nothing is an error."""
     comparison = opened.comparison(settings.selection)
-    if comparison is None:
-        return Report(judge(opened, None, settings), None, None, settings)
-    if comparison.left_out and not comparison.aligned:
+    if comparison is not None and comparison.left_out and not comparison.aligned:
         raise UsageError(f"the selection leaves none of {comparison.left_out:,} tensors; globs match whole names")
-    plan = make_plan(comparison, settings.profile, settings.unit_bytes)
+    return comparison
+
+
+def run_group(
+    group: Group, settings: Settings, store: ReportStore | None = None, start_progress: StartProgress | None = None
+) -> Run:
+    """Compare the members of a group, and keep the run in the store if there is one."""
+    opened = open_group(group, settings.profile)
+    comparison = compared(opened, settings)
+    if store is not None:
+        return _run_stored(opened, comparison, settings, store, start_progress)
+    plan, measured, reading = None, None, Reading()
+    if comparison is not None:
+        plan = make_plan(comparison, settings.profile, settings.unit_bytes)
+        place = fit_place(plan, settings.place)
+        measured, reading = run_plan(plan, place, start_progress(plan) if start_progress else None)
+        reading = replace(reading, shared_bytes=plan.shared_bytes)
+    identity = run_id(comparison_document(opened), settings)
+    sweep = conclude(opened, measured, settings, _of_a_pair(opened, measured, settings))
+    return Run(identity, sweep, settings, plan, measured, reading)
+
+
+def _of_a_pair(opened: Opened, measured: Measurements | None, settings: Settings) -> tuple[AnalysisRecord, ...]:
+    """Analyses of a series, where there are only two: the layers of each are a series, too."""
+    if opened.group.mode is not None or measured is None:
+        return ()
+    records = []
+    if "similarity_matrix" in settings.analyses:
+        for checkpoint in opened.checkpoints:
+            if checkpoint is not None:
+                comparison = layer_comparison(checkpoint, settings.selection)
+                plan = make_plan(comparison, settings.profile, settings.unit_bytes) if comparison else None
+                layers = run_plan(plan, settings.place)[0] if plan else None
+                records.append(layer_similarity(checkpoint, layers))
+    if "convergence_analysis" in settings.analyses:
+        records.append(SERIES["convergence_analysis"]()(series_of(opened, measured)))
+    return tuple(records)
+
+
+def _run_stored(
+    opened: Opened,
+    comparison: Comparison | None,
+    settings: Settings,
+    store: ReportStore,
+    start_progress: StartProgress | None,
+) -> Run:
+    """The same with its plan frozen first, and every step kept: killed at any moment, it goes on where it was."""
+    reuse = find_reuse(comparison, settings, store) if comparison else Reuse()
+    plan = _plan_rest(comparison, reuse, settings, settings.unit_bytes)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    frozen = store.begin(plan_document(opened, settings, plan, now) | {"reused": reuse.document()})
+    run = frozen["run"]
+    marker = store.marker(run)
+    if marker and marker["complete"] and opened.group.mode is not None:
+        return Run(run, store.load(run), settings, reading=Reading(notes=(f"run {run} is finished: nothing was read",)))
+    if frozen["reused"] != reuse.document() or (plan and frozen["unit_bytes"] != plan.unit_bytes):
+        reuse = reuse.only(frozen["reused"])  # so that the units are those that an earlier attempt has kept
+        plan = _plan_rest(comparison, reuse, settings, frozen["unit_bytes"])
+    measured, reading = None, Reading()
+    if comparison is not None and plan is not None:
+        measured, reading = _measure_kept(frozen, plan, settings, store, start_progress)
+        measured = reuse.combined(comparison, measured)
+        reading = _told(reading, comparison, reuse, plan)
+    sweep = conclude(opened, measured, settings, _of_a_pair(opened, measured, settings))
+    done = Run(run, sweep, settings, plan, measured, reading)
+    try:
+        store.finish(frozen, sweep, measured, settings, environment(reading))
+    except StoreError as error:
+        return replace(done, store_error=error)
+    return done
+
+
+def _plan_rest(comparison: Comparison | None, reuse: Reuse, settings: Settings, unit_bytes: int | None) -> Plan | None:
+    if comparison is None:
+        return None
+    return make_plan(reuse.remaining(comparison), settings.profile, unit_bytes)
+
+
+def _measure_kept(
+    frozen: Mapping[str, Any], plan: Plan, settings: Settings, store: ReportStore, start_progress: StartProgress | None
+) -> tuple[Measurements, Reading]:
+    """Measure what no kept unit tells, and keep each new one."""
+    run = frozen["run"]
+    finished = store.units(run)
     place = fit_place(plan, settings.place)
-    measured = run_plan(plan, place, start_progress(plan) if start_progress else None)
-    return Report(judge(opened, measured, settings), plan, measured, settings)
+    try:
+        with store.publisher(run) as publisher:
+            return run_plan(plan, place, start_progress(plan) if start_progress else None, finished, publisher)
+    except ClusterError as error:
+        url = storage.redact(store.url)
+        raise ClusterError(f"{error}. What was measured is kept: diffai-dist resume {run} --store {url}") from error
 
 
-def compare(
-    baseline: str,
-    candidate: str,
-    *,
-    include: str | Sequence[str] = (),
-    exclude: str | Sequence[str] = (),
-    ignore_keys_regex: str | None = None,
-    epsilon: float | None = None,
-    analyses: Sequence[str] = (),
-    store: str | None = None,
-    workers: int | None = None,
-    scheduler: str | None = None,
-    threads: int | None = None,
-    memory_limit: str | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-    unit_bytes: int | None = None,
-) -> Report:
-    """Compare two checkpoints and return the report; the same as `diffai-dist compare`.
-
-    `storage_options` takes `endpoint_url`, `anon` and `profile`; secrets come from the environment. Workers are
-    processes: a script that asks for them does so under `if __name__ == "__main__":`.
-    Raises UsageError, ClusterError or StoreError; what could not be read is in `failures` of the report.
-    """
-    unknown = [name for name in analyses if name not in ANALYSES]
-    if unknown:
-        raise UsageError(f"unknown analysis {unknown[0]!r}; there are {', '.join(ANALYSES)}")
-    settings = Settings(
-        Selection(_globs(include), _globs(exclude), ignore_keys_regex),
-        epsilon,
-        tuple(analyses),
-        _profile(storage_options or {}),
-        Place(workers, scheduler, threads, memory_limit),
-        unit_bytes,
+def _told(reading: Reading, comparison: Comparison, reuse: Reuse, plan: Plan) -> Reading:
+    notes = []
+    if reuse.pairs:
+        notes.append(f"{len(reuse.pairs):,} of {len(comparison.pairs):,} pairs were measured by earlier runs")
+    return replace(
+        reading,
+        shared_bytes=plan.shared_bytes,
+        stored_bytes=saved_bytes(comparison, reuse),
+        notes=tuple(notes),
     )
-    report = run_comparison([baseline, candidate], settings)
-    if store:
-        save(report, store)
-    return report
 
 
-def _globs(globs: str | Sequence[str]) -> tuple[str, ...]:
-    return (globs,) if isinstance(globs, str) else tuple(globs)
-
-
-def _profile(options: Mapping[str, Any]) -> Profile:
-    names = {"endpoint_url": "endpoint_url", "anon": "anon", "profile": "name"}
-    unknown = sorted(set(options) - set(names))
-    if unknown:
-        raise UsageError(f"storage_options takes {', '.join(names)}, and no secrets; not {', '.join(unknown)}")
-    return Profile(**{names[key]: value for key, value in options.items()})
-
-
-def save(report: Report, store: str) -> str:
-    """Keep the report in the store at that URL; returns the run's identity."""
-    from diffai_dist.store import ReportStore
-
-    return ReportStore(storage.check_url(store), report.settings.profile).save(report)
+def environment(reading: Reading) -> dict[str, Any]:
+    """What may differ between runs of equal results: versions, and what was read."""
+    versions = {name: version(name) for name in ("diffai-dist", "numpy", "numba")}
+    return {"versions": versions, "reading": asdict(reading)}

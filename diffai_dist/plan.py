@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from diffai_dist.checkpoint import Tensor
-from diffai_dist.comparison import Aligned, Comparison
+from diffai_dist.comparison import Aligned, Comparison, Pair
 from diffai_dist.dtypes import Family
 from diffai_dist.grid import leaf_count, leaf_elements
-from diffai_dist.partials import ALGORITHM, BLOCK
-from diffai_dist.storage import Profile, is_remote
+from diffai_dist.partials import ALGORITHM, BLOCK, GRAM, MOMENTS, SHIFT
+from diffai_dist.storage import Profile, chunk_bytes, is_remote
 
 # A unit should take about a second on a worker (dask costs up to 4 ms a task), yet leave every thread several units.
 LARGEST_UNIT = 256 * 2**20
 SMALLEST_UNIT = 16 * 2**20
 UNITS_PER_RUN = 64
 SUBTREES_PER_UNIT = 4096  # bounds what a task carries where tensors are tiny
+ROWS_PER_UNIT = 16 * 2**20  # bytes of partials that a unit gives at most, where there are many members and pairs
 
 # One thread's buffer: what it reads before it computes. Local reads of 1 MiB stay in the cache between the two;
 # remote ones want 4 ranges of 8 MiB under way.
 LOCAL_ARENA = 4 * 2**20
 REMOTE_ARENA = 64 * 2**20
+GRAM_FAMILIES = (Family.SINGLE, Family.DOUBLE)
 ROOM = 2 * (8 * BLOCK + 8)  # bytes: two blocks of the widest dtype, a byte more where nibbles begin inside one
 BASE_MEMORY = 220 * 2**20  # Python, NumPy, numba and the compiled kernels, measured
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One aligned tensor in the members that share its shape. `tensors` are nameless: a task needs no names."""
+    """One aligned tensor in the members that share its shape. `tensors` are nameless: a task needs no names.
+
+    `pairs` and `gram` say what is measured beside the members themselves: elements pair by pair, products of the group.
+    """
 
     tensor: int  # index into comparison.aligned
     tensors: tuple[Tensor | None, ...]
     shape: tuple[int, ...]
-    nbytes: int
+    nbytes: int  # to be read; a range that members share counts once
+    shared: int  # bytes that need not be read again for that reason
     level: int  # a subtree covers 2**level leaves
     nodes: int  # how many subtrees that makes
+    pairs: bool = True
+    gram: bool = False
 
     @property
     def leaf(self) -> int:
@@ -64,6 +72,7 @@ class Unit:
     subtrees: tuple[Subtree, ...]
     pairs: tuple[tuple[int, int], ...]
     members: int
+    anchor: int  # member around which the Gram is taken; -1 for none
     arena: int  # bytes of buffer
     nbytes: int
     profile: Profile
@@ -71,7 +80,7 @@ class Unit:
     @property
     def key(self) -> str:
         """Digest of all that decides the result: pinned objects, ranges, dtypes, leaves, algorithm."""
-        digest = hashlib.blake2b(f"{ALGORITHM} {self.pairs} {self.members}".encode(), digest_size=16)
+        digest = hashlib.blake2b(f"{ALGORITHM} {self.pairs} {self.members} {self.anchor}".encode(), digest_size=16)
         for subtree in self.subtrees:
             digest.update(repr((subtree.first, subtree.stop, subtree.leaf, subtree.tensors)).encode())
         return digest.hexdigest()
@@ -89,42 +98,73 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that a run reads; a range that two members share counts once for each."""
+        """Bytes that a run reads."""
         return sum(lane.nbytes for lane in self.lanes)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes that are read once although several members have them."""
+        return sum(lane.shared for lane in self.lanes)
+
+    @property
+    def requests(self) -> int:
+        """About how many ranges are asked for over a network; none for local files."""
+        total, region = 0, self.arena // max(1, len(self.comparison.members))
+        for lane in self.lanes:
+            spans = {span for tensor in lane.tensors if tensor for span in tensor.spans}
+            remote = [span for span in spans if is_remote(span.source.url)]
+            total += sum(-(-(span.stop - span.start) // min(chunk_bytes(span.source), region)) for span in remote)
+        return total
 
     def peak_memory(self, threads: int) -> int:
         """Bytes of memory that a process with so many threads needs at most, results aside."""
-        results = 400 * len(self.comparison.aligned) * max(1, len(self.comparison.pairs))
+        results = len(self.comparison.aligned) * _row_bytes(self.comparison, True, self.comparison.anchor is not None)
         return BASE_MEMORY + threads * (self.arena + 2**20) + results
 
     def units(self) -> Iterator[Unit]:
         """The units, made one by one: small lanes share one, large ones are cut."""
-        pairs = tuple((pair.baseline, pair.candidate) for pair in self.comparison.pairs)
-        for index, (subtrees, nbytes) in enumerate(_pack(self.lanes, self.unit_bytes)):
-            yield Unit(index, subtrees, pairs, len(self.comparison.members), self.arena, nbytes, self.profile)
+        comparison = self.comparison
+        every = tuple((pair.baseline, pair.candidate) for pair in comparison.pairs)
+        for index, (lane, subtrees, nbytes) in enumerate(_pack(comparison, self.lanes, self.unit_bytes)):
+            anchor = comparison.anchor if lane.gram and comparison.anchor is not None else -1
+            pairs = every if lane.pairs else ()
+            yield Unit(index, subtrees, pairs, len(comparison.members), anchor, self.arena, nbytes, self.profile)
+
+
+def _row_bytes(comparison: Comparison, pairs: bool, gram: bool) -> int:
+    """Bytes of all partials of one tensor."""
+    members = len(comparison.members)
+    products = 8 * len(GRAM) * members**2 if gram else 0
+    return MOMENTS.itemsize * members + (SHIFT.itemsize * len(comparison.pairs) if pairs else 0) + products
 
 
 def make_plan(comparison: Comparison, profile: Profile, unit_bytes: int | None = None) -> Plan:
     """Cut a comparison into units of about `unit_bytes` bytes over all members, by default fit for its size."""
-    groups = [(index, group) for index, one in enumerate(comparison.aligned) for group in _groups(one)]
+    groups = [
+        (index, group) for index, one in enumerate(comparison.aligned) for group in _groups(one, comparison.pairs)
+    ]
     groups.sort(key=lambda item: _place(item[1]))
     total = sum(tensor.nbytes for _, group in groups for tensor in group if tensor)
     unit_bytes = unit_bytes or min(max(total // UNITS_PER_RUN, SMALLEST_UNIT), LARGEST_UNIT)
     remote = any(is_remote(source.url) for member in comparison.members for source in member.sources)
     # A block of every member must fit, be there ever so many of them.
     arena = max(REMOTE_ARENA if remote else LOCAL_ARENA, len(comparison.members) * ROOM)
-    lanes = tuple(_lane(index, group, unit_bytes) for index, group in groups)
+    lanes = tuple(_lane(comparison, index, group, unit_bytes) for index, group in groups)
     return Plan(comparison, lanes, unit_bytes, arena, profile)
 
 
-def _groups(aligned: Aligned) -> Iterator[tuple[Tensor | None, ...]]:
-    """The members' tensors, apart where their shapes differ; unreadable on one side leaves nothing to compare."""
-    if any(aligned.unreadable):
-        return
-    for shape in dict.fromkeys(_measured_shape(tensor) for tensor in aligned.tensors if tensor):
+def _groups(aligned: Aligned, pairs: Iterable[Pair]) -> Iterator[tuple[Tensor | None, ...]]:
+    """The members' tensors, apart where their shapes differ, without those that nothing readable is compared with."""
+    wanted = {
+        member
+        for pair in pairs
+        if not (aligned.unreadable[pair.baseline] or aligned.unreadable[pair.candidate])
+        for member in (pair.baseline, pair.candidate)
+    }
+    tensors = [tensor if member in wanted else None for member, tensor in enumerate(aligned.tensors)]
+    for shape in dict.fromkeys(_measured_shape(tensor) for tensor in tensors if tensor):
         yield tuple(
-            _nameless(tensor, shape) if tensor and _measured_shape(tensor) == shape else None
-            for tensor in aligned.tensors
+            _nameless(tensor, shape) if tensor and _measured_shape(tensor) == shape else None for tensor in tensors
         )
 
 
@@ -143,13 +183,17 @@ def _place(group: tuple[Tensor | None, ...]) -> tuple[int, str, int]:
     return member, tensor.spans[0].source.url, tensor.spans[0].start
 
 
-def _lane(index: int, group: tuple[Tensor | None, ...], unit_bytes: int) -> Lane:
+def _lane(comparison: Comparison, index: int, group: tuple[Tensor | None, ...], unit_bytes: int) -> Lane:
     present = [tensor for tensor in group if tensor]
-    shape, nbytes = present[0].shape, sum(tensor.nbytes for tensor in present)
-    leaves = leaf_count(shape)
+    shape, leaves = present[0].shape, leaf_count(present[0].shape)
+    nbytes = sum(span.stop - span.start for span in {span for tensor in present for span in tensor.spans})
+    shared = sum(tensor.nbytes for tensor in present) - nbytes
     # The largest subtree that fits a unit; at least one leaf, which is the grid's and not ours to cut.
     level = max(0, (unit_bytes * leaves // nbytes).bit_length() - 1) if nbytes else 0
-    return Lane(index, group, shape, nbytes, level, -(-leaves // 2**level))
+    # 64-bit integers are not exact in float64, and complex numbers are pairs: both are few, and go pair by pair.
+    gram = comparison.anchor is not None and all(one.decoder.family in GRAM_FAMILIES for one in present)
+    nodes = -(-leaves // 2**level)
+    return Lane(index, group, shape, nbytes, shared, level, nodes, comparison.elementwise or not gram, gram)
 
 
 def _subtrees(lane_index: int, lane: Lane) -> Iterator[tuple[Subtree, int]]:
@@ -162,15 +206,23 @@ def _subtrees(lane_index: int, lane: Lane) -> Iterator[tuple[Subtree, int]]:
         yield Subtree(lane_index, node, first, stop, leaf, lane.tensors), lane.nbytes * (stop - first) // elements
 
 
-def _pack(lanes: Iterable[Lane], unit_bytes: int) -> Iterator[tuple[tuple[Subtree, ...], int]]:
+def _pack(
+    comparison: Comparison, lanes: Sequence[Lane], unit_bytes: int
+) -> Iterator[tuple[Lane, tuple[Subtree, ...], int]]:
+    """Runs of subtrees that fit a unit, each with a lane that stands for all of its unit, and its bytes."""
     subtrees: list[Subtree] = []
     size = 0
-    for index, lane in enumerate(lanes):
-        for subtree, nbytes in _subtrees(index, lane):
-            if subtrees and (size + nbytes > unit_bytes or len(subtrees) >= SUBTREES_PER_UNIT):
-                yield tuple(subtrees), size
-                subtrees, size = [], 0
-            subtrees.append(subtree)
-            size += nbytes
-    if subtrees:
-        yield tuple(subtrees), size
+    for kind in dict.fromkeys((lane.pairs, lane.gram) for lane in lanes):
+        most = min(SUBTREES_PER_UNIT, max(1, ROWS_PER_UNIT // _row_bytes(comparison, *kind)))
+        for index, lane in enumerate(lanes):
+            if (lane.pairs, lane.gram) != kind:
+                continue
+            for subtree, nbytes in _subtrees(index, lane):
+                if subtrees and (size + nbytes > unit_bytes or len(subtrees) >= most):
+                    yield lanes[subtrees[0].lane], tuple(subtrees), size
+                    subtrees, size = [], 0
+                subtrees.append(subtree)
+                size += nbytes
+        if subtrees:
+            yield lanes[subtrees[0].lane], tuple(subtrees), size
+        subtrees, size = [], 0

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffai_dist.comparison import Comparison
+from diffai_dist.comparison import Comparison, Pair
 from diffai_dist.errors import Failure
+from diffai_dist.storage import Source
 
 if TYPE_CHECKING:
     import numpy as np
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 Status = Literal["changed", "identical", "added", "removed", "incomparable", "failed"]
 Number = int | float | None
@@ -57,6 +59,14 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class ErrorBound:
+    """How far at most rounding may have taken numbers that come from the Gram of a group, absolute."""
+
+    l2: float
+    cosine_distance: float | None  # None where that itself is not defined
+
+
+@dataclass(frozen=True, slots=True)
 class TensorRecord:
     """One tensor of a pair. `reason` says why numbers are missing, or why a difference counts as none."""
 
@@ -67,6 +77,7 @@ class TensorRecord:
     change: Change | None
     reason: str | None = None
     within_epsilon: float | None = None  # set where only --epsilon makes the tensor count as identical
+    error_bound: ErrorBound | None = None  # set where the change comes from the Gram, not element by element
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +90,8 @@ class Finding:
     value: float | int | str | None
     threshold: float | int | str | None
     source: str
+    baseline: str | None = None  # in a series: the members it is about, where the pair of the report does not say so
+    candidate: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +124,20 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Measurements:
-    """Merged partials of all aligned tensors: MOMENTS [tensors, members], SHIFT [tensors, pairs]."""
+    """Merged partials of all aligned tensors: MOMENTS [tensors, members], SHIFT [tensors, pairs], GRAM.
+
+    `grams` is float64 [tensors, planes, members, members], None where no Gram was asked for.
+    """
 
     comparison: Comparison
     moments: np.ndarray
     shifts: np.ndarray
-    failures: Mapping[int, Failure]  # by index of the aligned tensor
+    failures: Mapping[tuple[int, int], Failure]  # by index of the aligned tensor, and of the member that failed
+    grams: np.ndarray | None = None
+
+    def failure(self, tensor: int, pair: Pair) -> Failure | None:
+        """Why one side of the pair could not be measured at that tensor."""
+        return self.failures.get((tensor, pair.baseline)) or self.failures.get((tensor, pair.candidate))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +151,18 @@ class Result:
     analyses: tuple[AnalysisRecord, ...]
     coverage: Coverage
     warnings: tuple[str, ...] = ()
-    rel_l2: float | None = None  # of all compared elements together; None where it is not defined
+    whole: Change | None = None  # of all compared elements together; None where nothing was compared
+    error_bound: ErrorBound | None = None  # of `whole`, where it comes from the Gram
+
+    @property
+    def rel_l2(self) -> Number:
+        """How far the whole checkpoint moved; None where it is not defined."""
+        return self.whole.rel_l2 if self.whole else None
+
+    @property
+    def statuses(self) -> dict[str, int]:
+        """How many tensors have each status."""
+        return dict(sorted(Counter(record.status for record in self.tensors).items()))
 
     @property
     def differs(self) -> bool:
@@ -146,3 +178,54 @@ class Result:
     def verdict(self) -> str:
         """The result in a word."""
         return "incomplete" if self.failures else "different" if self.differs else "identical"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One checkpoint of a comparison as reports name it."""
+
+    name: str  # unique in the comparison: the part of the URL in which the members differ
+    url: str  # redacted
+    step: int | None = None
+    date: str | None = None  # ISO 8601, where the URL tells one
+    format: str | None = None  # None where it could not be opened
+    objects: tuple[Source, ...] = ()
+    tensors: int = 0
+    nbytes: int = 0  # of its tensors
+
+
+@dataclass(frozen=True, slots=True)
+class PairSummary:
+    """One pair in a line."""
+
+    baseline: str  # names of members
+    candidate: str
+    statuses: Mapping[str, int]
+    coverage: Coverage
+    failures: int
+    whole: Change | None
+    error_bound: ErrorBound | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """All that a comparison of many checkpoints says; `results` has one Result per pair, made when asked for."""
+
+    name: str | None  # of the configuration; None for none
+    mode: str | None  # how the pairs were chosen; None for a comparison of two, whose records name no pair
+    members: tuple[Member, ...]
+    pairs: tuple[PairSummary, ...]
+    results: Sequence[Result]
+    analyses: tuple[AnalysisRecord, ...]  # of the series as a whole
+    failures: tuple[Failure, ...]  # each once, whatever the number of pairs
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def differs(self) -> bool:
+        """Whether anything is not identical in any pair; what could not be read does not count."""
+        return any(set(pair.statuses) - {"identical", "failed"} for pair in self.pairs)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that should be read was read."""
+        return not self.failures

@@ -1,19 +1,21 @@
-"""One run of a comparison: what was asked, what came out, and the identity that both decide."""
+"""One run of a comparison: what was asked, what came out, and the identity that the question decides."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from diffai_dist.cluster import Place
 from diffai_dist.comparison import Selection
-from diffai_dist.errors import CheckpointError, UsageError
+from diffai_dist.errors import CheckpointError, StoreError, UsageError
+from diffai_dist.opening import Opened
 from diffai_dist.partials import ALGORITHM
 from diffai_dist.plan import Plan
-from diffai_dist.records import Measurements, Result
+from diffai_dist.records import SCHEMA_VERSION, Measurements, Member, Sweep
 from diffai_dist.storage import Profile
 
 
@@ -46,29 +48,81 @@ class Settings:
         }
 
 
+def described(member: Member) -> dict[str, Any]:
+    """A member as the documents of a run name it."""
+    objects = [{"url": one.url, "size": one.size, "version": one.version} for one in member.objects]
+    return {"name": member.name, "url": member.url, "step": member.step, "date": member.date} | {
+        "format": member.format,
+        "objects": objects,
+    }
+
+
+def comparison_document(opened: Opened) -> dict[str, Any]:
+    """Members with their pinned objects, and the pairs among them; with the settings it decides every number."""
+    group = opened.group
+    return {
+        "mode": group.mode,
+        "name": group.name,
+        "anchor": group.anchor,
+        "elementwise": group.elementwise,
+        "members": [described(member) for member in opened.members],
+        "pairs": [[pair.baseline, pair.candidate] for pair in group.pairs],
+    }
+
+
+def run_id(comparison: Mapping[str, Any], settings: Settings) -> str:
+    """Digest of the pinned members, the pairs, and the settings that decide the result."""
+    text = json.dumps([comparison, settings.digest_part()], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def plan_document(opened: Opened, settings: Settings, plan: Plan | None, started: str) -> dict[str, Any]:
+    """What is frozen before anything is measured: enough to take the run up again."""
+    comparison = comparison_document(opened)
+    profile = settings.profile
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": run_id(comparison, settings),
+        "started": started,
+        "comparison": comparison,
+        "settings": settings.digest_part(),
+        "storage": {"endpoint_url": profile.endpoint_url, "anon": profile.anon, "profile": profile.name},
+        "unit_bytes": plan.unit_bytes if plan else None,
+        "units": sum(1 for _ in plan.units()) if plan else 0,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a run read, and what it did not have to; it may differ between runs of equal results."""
+
+    nbytes: int = 0  # of tensors, read in this run
+    shared_bytes: int = 0  # not read because an object of equal content was
+    stored_bytes: int = 0  # not read because the store had what they tell
+    requests: int = 0
+    retries: int = 0
+    notes: tuple[str, ...] = ()  # what was reused, for people
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Run:
-    """A finished run; `plan` and `measurements` are None where a checkpoint could not be opened at all."""
+    """A finished run; `plan` and `measurements` are None where nothing was measured, or the store had it all."""
 
-    result: Result
-    plan: Plan | None
-    measurements: Measurements | None
+    id: str
+    sweep: Sweep
     settings: Settings
+    plan: Plan | None = None
+    measurements: Measurements | None = None
+    reading: Reading = field(default_factory=Reading)
+    store_error: StoreError | None = None  # why it could not be kept: that does not cost the result
 
     def __repr__(self) -> str:
-        found = self.result
-        return f"<Run {self.id}: {found.baseline} and {found.candidate}, {len(found.tensors)} tensors, {found.verdict}>"
-
-    @property
-    def id(self) -> str:
-        """Digest of the pinned members and of the settings that decide the result."""
-        members = self.plan.comparison.members if self.plan else ()
-        pinned = [[(source.url, source.size, source.version) for source in member.sources] for member in members]
-        described = [pinned, [self.result.baseline, self.result.candidate], self.settings.digest_part()]
-        return hashlib.blake2b(json.dumps(described).encode(), digest_size=8).hexdigest()
+        sweep = self.sweep
+        verdict = "incomplete" if not sweep.complete else "different" if sweep.differs else "identical"
+        return f"<Run {self.id}: {len(sweep.members)} checkpoints, {len(sweep.pairs)} pairs, {verdict}>"
 
     def exit_code(self, differences_count: bool = False) -> int:
         """0 done, 1 when something differs and that counts, 3 when something could not be read."""
-        if differences_count and self.result.differs:
+        if differences_count and self.sweep.differs:
             return 1
-        return 0 if self.result.complete else CheckpointError.exit_code
+        return 0 if self.sweep.complete else CheckpointError.exit_code

@@ -1,0 +1,146 @@
+"""Pieces of tensors whose bytes fit a thread's buffer together: placed, read once each, measured in one call."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from diffai_dist import storage
+from diffai_dist.checkpoint import Span
+from diffai_dist.errors import Failure
+from diffai_dist.plan import Unit
+from diffai_dist.schemes import SCHEMES
+from diffai_dist.storage import Source
+
+_local = threading.local()
+
+
+def _arena(size: int) -> np.ndarray:
+    """This thread's buffer, page-aligned and reused: a fresh one per read costs more than the read."""
+    if getattr(_local, "size", 0) < size:
+        _local.arena, _local.size = np.frombuffer(mmap.mmap(-1, size), np.uint8), size
+    return _local.arena  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Elements [first, stop) of a subtree, inside one leaf."""
+
+    subtree: int
+    slot: int
+    first: int
+    stop: int
+
+
+class Chunk:
+    """Pieces whose bytes fit the arena together."""
+
+    def __init__(self, unit: Unit, failures: Mapping[tuple[int, int], Failure]) -> None:
+        self.unit = unit
+        self.failures = failures  # members that are left out
+        self.pieces: list[Piece] = []
+        self.bits: list[list[int]] = []
+        self.codes: list[list[int]] = []
+        size = unit.arena // unit.members
+        self.regions = [_Region(member * size, size) for member in range(unit.members)]
+
+    def add(self, piece: Piece) -> bool:
+        """Place a piece's bytes; False where they no longer fit."""
+        bits, codes = [], []
+        marks = [(region.used, len(region.reads), region.reads[-1:]) for region in self.regions]
+        shared: dict[tuple[Source, int], int] = {}
+        tensors = self.unit.subtrees[piece.subtree].tensors
+        for member, (region, tensor) in enumerate(zip(self.regions, tensors, strict=True)):
+            if tensor is None or (piece.subtree, member) in self.failures:
+                bits.append(-1)
+                codes.append(-1)
+                continue
+            scheme = SCHEMES[tensor.scheme]
+            (span,) = scheme.spans(tensor, piece.first, piece.stop)
+            offset = shared.get((span.source, span.start))
+            if offset is None:
+                offset = region.place(span, storage.chunk_bytes(span.source))
+                if offset is None:
+                    self._undo(marks)
+                    return False
+                shared[span.source, span.start] = offset
+            bits.append(offset * 8 + scheme.lead_bits(tensor, piece.first))
+            codes.append(tensor.decoder.code)
+        if max(bits) < 0:
+            return True  # no member is left that could be read: there is nothing to measure
+        self.pieces.append(piece)
+        self.bits.append(bits)
+        self.codes.append(codes)
+        return True
+
+    def _undo(self, marks: Sequence[tuple[int, int, list[tuple[Source, int, int]]]]) -> None:
+        for region, (used, count, last) in zip(self.regions, marks, strict=True):
+            region.used = used
+            del region.reads[count:], region.places[count:]
+            if last:
+                region.reads[-1] = last[0]
+
+    def fill(self) -> None:
+        """Read every range once."""
+        arena = _arena(self.unit.arena)
+        reads = [
+            storage.Read(source, first, arena[place : place + last - first])
+            for region in self.regions
+            for (source, first, last), place in zip(region.reads, region.places, strict=True)
+        ]
+        storage.fill(reads, self.unit.profile)
+
+    def measure(self, moments: np.ndarray, shifts: np.ndarray, grams: np.ndarray | None) -> None:
+        """Take all partials of all pieces in one call."""
+        from diffai_dist import kernels
+
+        table = np.array([(piece.slot, piece.first, piece.stop - piece.first) for piece in self.pieces], np.int64)
+        kernels.measure(
+            _arena(self.unit.arena),
+            np.ascontiguousarray(table[:, 0]),
+            np.ascontiguousarray(table[:, 1]),
+            np.ascontiguousarray(table[:, 2]),
+            np.array(self.bits, np.int64),
+            np.array(self.codes, np.int64),
+            np.array(self.unit.pairs, np.int64).reshape(-1, 2),
+            moments,
+            shifts,
+            self.unit.anchor,
+            grams,
+        )
+
+
+@dataclass(slots=True)
+class _Region:
+    """One member's part of the arena, and the reads that fill it."""
+
+    start: int
+    size: int
+    used: int = 0
+    reads: list[tuple[Source, int, int]] = field(default_factory=list)  # source, first byte, last byte + 1
+    places: list[int] = field(default_factory=list)  # where each read begins in the arena
+
+    def place(self, span: Span, longest: int) -> int | None:
+        """Offset in the arena at which the span's bytes will lie; None where the region is full.
+
+        A span that begins where the last one ended, or in its last byte, lengthens that read.
+        """
+        if self.reads:
+            source, first, last = self.reads[-1]
+            if source is span.source and first <= span.start <= last and span.stop - first <= longest:
+                grown = max(span.stop - last, 0)
+                if self.used + grown > self.size:
+                    return None
+                self.reads[-1] = source, first, max(last, span.stop)
+                self.used += grown
+                return self.places[-1] + span.start - first
+        if self.used + span.stop - span.start > self.size:
+            return None
+        self.reads.append((span.source, span.start, span.stop))
+        self.places.append(self.start + self.used)
+        self.used += span.stop - span.start
+        return self.places[-1]

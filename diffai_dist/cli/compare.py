@@ -1,0 +1,110 @@
+"""`diffai-dist compare A B`, and `diffai A B`, which is the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from diffai_dist.cli.options import (
+    analysis_options,
+    chosen_analyses,
+    epsilon_option,
+    exit_option,
+    output_options,
+    place_options,
+    selection_options,
+    storage_options,
+    store_option,
+    talk_options,
+    together,
+)
+from diffai_dist.cli.output import Bar, Target, check_store, profile_of, say_on_stderr, start_logging
+from diffai_dist.errors import UsageError
+
+if TYPE_CHECKING:
+    from diffai_dist.cluster import Place
+    from diffai_dist.run import Settings
+
+two_checkpoints = together(
+    click.argument("baseline", type=click.Path()),  # a type with which shells complete file names; URLs pass, too
+    click.argument("candidate", type=click.Path()),
+)
+compare_options = together(
+    output_options,
+    analysis_options(),
+    selection_options,
+    epsilon_option,
+    store_option,
+    exit_option,
+    place_options,
+    storage_options,
+    talk_options,
+)
+
+
+@two_checkpoints
+@compare_options
+def compare(baseline: str, candidate: str, **options: Any) -> int:
+    """What changed between two checkpoints: a file, a directory of shards, an index, or a URL of one."""
+    from diffai_dist.api import compare_group, run
+
+    start_logging(options["verbose"])
+    target = Target(options, profile_of(options))
+    if options["store"]:
+        check_store(options["store"], profile_of(options))
+    settings = settings_of(options)
+    with Bar(options) as bar:
+        report = run(compare_group(baseline, candidate, settings), settings, options["store"], bar.start)
+    if not options["quiet"] or target.path:
+        target.write(report.sweep, target.view())
+    if not options["quiet"]:
+        say_on_stderr(report, target, options["store"])
+    report.raise_for_store()
+    return report.exit_code(differences_count=options["exit_code"] or options["quiet"])
+
+
+def settings_of(options: dict[str, Any]) -> Settings:
+    """What the options say about a comparison."""
+    from diffai_dist.cluster import memory_bytes
+    from diffai_dist.comparison import Selection
+    from diffai_dist.run import Settings
+
+    return Settings(
+        Selection(options["include"], options["exclude"], options["ignore_keys_regex"]),
+        options["epsilon"],
+        chosen_analyses(options),
+        profile_of(options),
+        place_of(options),
+        memory_bytes(options["unit_size"], "--unit-size"),
+    )
+
+
+def place_of(options: dict[str, Any]) -> Place:
+    """Where the options say to run."""
+    from diffai_dist.cluster import Place, Slurm, Tls
+
+    tls, slurm = tls_of(options), None
+    if options["cluster"] == "slurm":
+        slurm = Slurm(options["jobs"] or 1, options["cluster_config"])
+    elif options["jobs"] or options["cluster_config"]:
+        raise UsageError("--jobs and --cluster-config say what --cluster slurm submits: give that, too")
+    return Place(
+        options["workers"],
+        options["scheduler"],
+        options["threads"],
+        options["memory_limit"],
+        bool(options.get("verbose")),
+        Tls(*tls) if tls else None,
+        slurm,
+    )
+
+
+def tls_of(options: dict[str, Any]) -> tuple[str, str, str] | None:
+    """Authority, certificate and key; None without any."""
+    authority, certificate, key = (options[f"tls_{name}_file"] for name in ("ca", "cert", "key"))
+    if not (authority or certificate or key):
+        return None
+    if not (authority and certificate):
+        raise UsageError("TLS takes both --tls-ca-file and --tls-cert-file")
+    return authority, certificate, key or certificate

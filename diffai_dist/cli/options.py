@@ -1,0 +1,113 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+OUTPUTS = ("text", "json", "yaml", "markdown")
+
+
+def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several decorators as one, in the order of the help."""
+
+    def decorate(function: Command) -> Command:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+storage_options = together(
+    click.option("--endpoint-url", metavar="URL", help="S3-compatible server to use in place of AWS."),
+    click.option("--anon", is_flag=True, help="Read public buckets without credentials."),
+    click.option("--profile", metavar="NAME", help="Profile of the AWS configuration files to take credentials from."),
+)
+
+selection_options = together(
+    click.option("--include", metavar="GLOB", multiple=True, help="Only tensors whose name matches; repeatable."),
+    click.option("--exclude", metavar="GLOB", multiple=True, help="No tensors whose name matches; repeatable."),
+    click.option("--ignore-keys-regex", metavar="REGEX", help="No tensors in whose name the pattern is found."),
+)
+
+place_options = together(
+    click.option("--workers", metavar="N", type=click.IntRange(1), help="Start a cluster of N worker processes here."),
+    click.option("--scheduler", metavar="ADDRESS", help="Use a running dask scheduler: address, file, or `env`."),
+    click.option("--threads", metavar="N", type=click.IntRange(1), help="Threads per process."),
+    click.option("--memory-limit", metavar="SIZE", help="Memory of this process, or of each of the N workers."),
+    click.option("--unit-size", metavar="SIZE", help="Bytes that one task reads; changes no result."),
+    click.option("--cluster", type=click.Choice(["slurm"]), help="Start workers as jobs of a batch system."),
+    click.option("--cluster-config", metavar="FILE", type=click.Path(), help="What a job is: queue, cores, memory."),
+    click.option("--jobs", metavar="N", type=click.IntRange(1), help="How many such jobs.  [default: 1]"),
+    click.option("--tls-ca-file", metavar="PEM", type=click.Path(), help="Authority that signed the scheduler's key."),
+    click.option("--tls-cert-file", metavar="PEM", type=click.Path(), help="Certificate of this client."),
+    click.option("--tls-key-file", metavar="PEM", type=click.Path(), help="Its key, if it is in a file of its own."),
+)
+
+talk_options = together(
+    click.option("-q", "--quiet", is_flag=True, help="Print nothing; exit code 1 says that something differs."),
+    click.option("-v", "--verbose", count=True, help="More numbers per tensor, and a log on stderr; twice for more."),
+    click.option("--no-color", is_flag=True, help="No colours (also NO_COLOR)."),
+    click.option("--no-progress", is_flag=True, help="No progress on stderr."),
+)
+
+output_options = together(
+    click.option("-o", "--output", type=click.Choice(OUTPUTS), default="text", show_default=True, help="Format."),
+    click.option(
+        "--output-file", metavar="PATH", type=click.Path(), help="Write the result to a file or URL in place of stdout."
+    ),
+    click.option("--force", is_flag=True, help="Replace the output file if it exists."),
+    click.option("--show-identical", is_flag=True, help="Show tensors without a difference, too."),
+    click.option("--sort-by-change-magnitude", is_flag=True, help="Largest relative change first."),
+)
+
+tensors_option = click.option(
+    "--show-tensors", is_flag=True, help="In text, every tensor of every pair, not the largest movers alone."
+)
+epsilon_option = click.option(
+    "--epsilon", type=click.FloatRange(0), metavar="X", help="Differences of at most X count as none, and are said."
+)
+store_option = click.option("--store", metavar="URL", type=click.Path(), help="Keep the run there as JSON and Parquet.")
+needed_store_option = click.option(
+    "--store", metavar="URL", type=click.Path(), required=True, help="The report store: a folder or a URL."
+)
+exit_option = click.option("--exit-code", is_flag=True, help="Exit with 1 when something differs, like git diff.")
+format_option = click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Format."
+)
+
+# Every option can be set by the environment: --memory-limit is DIFFAI_DIST_MEMORY_LIMIT.
+SETTINGS: dict[str, Any] = {"auto_envvar_prefix": "DIFFAI_DIST"}
+
+
+def _refuse(name: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def refuse(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+        if value:
+            raise click.UsageError(f"{name} is not available yet; it comes with a later version", context)
+
+    return refuse
+
+
+def analysis_options() -> Callable[[Command], Command]:
+    """A flag for each analysis, of pairs and of series; those that come later are refused by name."""
+    from diffai_dist.analyses import ANALYSES, NOT_YET, SERIES
+
+    ready = [
+        click.option(kind.flag, f"analysis_{name}", is_flag=True, help=(kind.__doc__ or "").splitlines()[0])
+        for name, kind in (*ANALYSES.items(), *SERIES.items())
+        if kind.flag
+    ]
+    later = [
+        click.option(flag, is_flag=True, expose_value=False, hidden=True, callback=_refuse(flag)) for flag in NOT_YET
+    ]
+    return together(*ready, *later)
+
+
+def chosen_analyses(options: dict[str, Any]) -> tuple[str, ...]:
+    """The analyses whose flags were given, in the order of the registries."""
+    return tuple(name.removeprefix("analysis_") for name, on in options.items() if name.startswith("analysis_") and on)

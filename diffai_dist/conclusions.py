@@ -1,0 +1,144 @@
+"""From measurements to what a run says: a result per pair, their summaries, and the series as a whole."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import overload
+
+from diffai_dist.analyses import ANALYSES, SERIES
+from diffai_dist.analyses.series import Series
+from diffai_dist.errors import Failure
+from diffai_dist.judging import coverage, tensor_records
+from diffai_dist.opening import Opened
+from diffai_dist.records import AnalysisRecord, Coverage, Measurements, PairSummary, Result, Sweep, TensorRecord
+from diffai_dist.run import Settings
+from diffai_dist.whole import whole_change
+
+KEPT_RECORDS = 200_000  # tensor records kept in memory, some 2 kB each; beyond it a pair's are made when asked for
+
+
+class Results(Sequence[Result]):
+    """One result per pair, made when asked for: forty fine-tunes have 780 pairs of some hundred tensors."""
+
+    def __init__(self, count: int, make: Callable[[int], Result], kept: int | None = None) -> None:
+        self._count = count
+        self._make = functools.lru_cache(kept)(make)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Result: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Result]: ...
+    def __getitem__(self, index: int | slice) -> Result | Sequence[Result]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        if not -self._count <= index < self._count:
+            raise IndexError(index)
+        return self._make(index % self._count)
+
+
+def conclude(
+    opened: Opened, measured: Measurements | None, settings: Settings, further: tuple[AnalysisRecord, ...] = ()
+) -> Sweep:
+    """Judge every pair, then the series. `further` are analyses of a pair that were measured apart."""
+    group = opened.group
+    aligned = len(measured.comparison.aligned) if measured else 0
+    kept = None if len(group.pairs) * aligned <= KEPT_RECORDS else 2
+    results = Results(len(group.pairs), functools.partial(_result, opened, measured, settings, further), kept)
+    return Sweep(
+        group.name,
+        group.mode,
+        opened.members,
+        tuple(map(summary, results)),
+        results,
+        _series(opened, measured, settings),
+        tuple(dict.fromkeys((*opened.all_failures, *_failures(measured, range(len(opened.present)))))),
+        tuple(dict.fromkeys(warning for one in opened.checkpoints if one for warning in one.warnings)),
+    )
+
+
+def summary(result: Result) -> PairSummary:
+    """The result in a line."""
+    return PairSummary(
+        result.baseline,
+        result.candidate,
+        result.statuses,
+        result.coverage,
+        len(result.failures),
+        result.whole,
+        result.error_bound,
+    )
+
+
+def _result(
+    opened: Opened,
+    measured: Measurements | None,
+    settings: Settings,
+    further: tuple[AnalysisRecord, ...],
+    index: int,
+) -> Result:
+    pair = opened.group.pairs[index]
+    sides = (pair.baseline, pair.candidate)
+    names = [opened.group.members[member].name for member in sides]
+    own = [failure for member in sides for failure in opened.failures[member]]
+    closed = sum(opened.checkpoints[member] is None for member in sides)
+    checkpoints = [one for member in sides if (one := opened.checkpoints[member])]
+    warnings = tuple(warning for one in checkpoints for warning in one.warnings)
+    if measured is None or closed:
+        nothing = Coverage(0, 0, 0, 0, 0, 0, 0, {"could not be opened": closed})
+        return Result(names[0], names[1], (), tuple(own), (), nothing, warnings)
+    place = {member: i for i, member in enumerate(opened.present)}
+    at = _pair_index(opened, index)
+    records = tensor_records(measured, at, settings.epsilon)
+    failures = (*own, *_failures(measured, [place[member] for member in sides]), *_of_anchor(measured, records))
+    return Result(
+        names[0],
+        names[1],
+        records,
+        tuple(dict.fromkeys(failures)),
+        (*(ANALYSES[name]()(measured, at, records) for name in settings.analyses if name in ANALYSES), *further),
+        coverage(measured.comparison, measured.comparison.pairs[at], records),
+        warnings,
+        *whole_change(measured, at, records),
+    )
+
+
+def _pair_index(opened: Opened, index: int) -> int:
+    """Where a pair of the group is among those whose members could be opened."""
+    present = set(opened.present)
+    return sum(pair.baseline in present and pair.candidate in present for pair in opened.group.pairs[:index])
+
+
+def _failures(measured: Measurements | None, members: Sequence[int]) -> Iterator[Failure]:
+    """What of these members could not be read, tensor by tensor; of a shard that is missing as a whole, too."""
+    if measured is None:
+        return
+    for one in measured.comparison.aligned:
+        yield from (failure for member in members if (failure := one.unreadable[member]))
+    for (tensor, member), failure in sorted(measured.failures.items(), key=lambda item: item[0]):
+        if member in members:
+            yield replace(failure, tensor=measured.comparison.aligned[tensor].name)
+
+
+def _of_anchor(measured: Measurements, records: Sequence[TensorRecord]) -> Iterator[Failure]:
+    """What of the anchor could not be read, and so failed between two others."""
+    if (anchor := measured.comparison.anchor) is not None:
+        failed = {record.name for record in records if record.status == "failed"}
+        yield from (failure for failure in _failures(measured, [anchor]) if failure.tensor in failed)
+
+
+def _series(opened: Opened, measured: Measurements | None, settings: Settings) -> tuple[AnalysisRecord, ...]:
+    if measured is None or opened.group.mode is None:
+        return ()
+    series = series_of(opened, measured)
+    return tuple(kind()(series) for name, kind in SERIES.items() if kind.flag is None or name in settings.analyses)
+
+
+def series_of(opened: Opened, measured: Measurements) -> Series:
+    """The members that could be opened, as the analyses of a series see them."""
+    described = opened.members
+    return Series(measured, tuple(described[member] for member in opened.present))

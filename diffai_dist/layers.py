@@ -1,0 +1,57 @@
+"""The blocks of one model as members of a comparison: which layers are alike, with the engine that compares models."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from diffai_dist.analyses import SERIES
+from diffai_dist.analyses.roles import block
+from diffai_dist.analyses.series import Series
+from diffai_dist.checkpoint import Checkpoint, Tensor
+from diffai_dist.comparison import Comparison, Pair, Selection, compare_members, natural
+from diffai_dist.records import AnalysisRecord, Measurements, Member
+
+FEWEST = 2  # blocks that can be compared
+
+
+def blocks_of(checkpoint: Checkpoint, selection: Selection) -> dict[str, dict[str, Tensor]]:
+    """The numbered blocks in their natural order, each with its tensors by the part of their names behind the block.
+
+    >>> blocks_of(Checkpoint("a", "safetensors", (), {}), Selection())
+    {}
+    """
+    takes_part = selection.predicate()
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in checkpoint.tensors.items():
+        path = block(name)
+        if takes_part(name) and path[-1:].isdigit() and name.startswith(f"{path}."):
+            rest = name[len(path) + 1 :]
+            found.setdefault(path, {})[rest] = dataclasses.replace(tensor, name=rest)
+    return {path: found[path] for path in sorted(found, key=natural)}
+
+
+def layer_comparison(checkpoint: Checkpoint, selection: Selection) -> Comparison | None:
+    """Every block against every other, from the products of all; None for a model of fewer than two."""
+    blocks = blocks_of(checkpoint, selection)
+    if len(blocks) < FEWEST:
+        return None
+    members = [dataclasses.replace(checkpoint, url=path, tensors=tensors) for path, tensors in blocks.items()]
+    pairs = [Pair(i, j) for j in range(len(members)) for i in range(j)]
+    compared = compare_members(members, pairs)
+    return dataclasses.replace(compared, anchor=0, elementwise=False)
+
+
+def layer_similarity(checkpoint: Checkpoint, measured: Measurements | None) -> AnalysisRecord:
+    """The similarity matrix of the blocks of one checkpoint."""
+    members = tuple(_members(measured)) if measured else ()
+    if measured is None:
+        return AnalysisRecord("similarity_matrix", {"checkpoint": checkpoint.url, "layers": len(members)})
+    record = SERIES["similarity_matrix"]()(Series(measured, members))
+    return dataclasses.replace(record, result={"checkpoint": checkpoint.url, **record.result})
+
+
+def _members(measured: Measurements) -> Iterator[Member]:
+    for one in measured.comparison.members:
+        nbytes = sum(tensor.nbytes for tensor in one.tensors.values())
+        yield Member(one.url, one.url, format=one.format, tensors=len(one.tensors), nbytes=nbytes)

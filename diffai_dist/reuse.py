@@ -1,0 +1,137 @@
+"""What a comparison need not measure because the store has it: members and pairs of earlier runs, by content."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from diffai_dist.comparison import Aligned, Comparison, Pair
+from diffai_dist.opening import side_by_side
+from diffai_dist.partials import MOMENTS, SHIFT, empty
+from diffai_dist.records import Measurements
+from diffai_dist.run import Settings
+from diffai_dist.store import ReportStore
+
+FETCH_AT_ONCE = 16
+
+Rows = Mapping[str, np.void]  # by tensor name
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """Rows of MOMENTS by member and of SHIFT by pair, by index in the comparison; a pair's members are there, too."""
+
+    members: Mapping[int, Rows] = field(default_factory=dict)
+    pairs: Mapping[int, Rows] = field(default_factory=dict)
+
+    def document(self) -> dict[str, list[int]]:
+        """Which they are, for the plan."""
+        return {"members": sorted(self.members), "pairs": sorted(self.pairs)}
+
+    def only(self, document: Mapping[str, list[int]]) -> Reuse:
+        """Those of them that the document names: a run that is taken up again sticks to what it began with."""
+        return Reuse(
+            {index: self.members[index] for index in document["members"] if index in self.members},
+            {index: self.pairs[index] for index in document["pairs"] if index in self.pairs},
+        )
+
+    def places(self, comparison: Comparison) -> tuple[list[int], list[int]]:
+        """The members and pairs that are still to be measured, by index."""
+        pairs = [index for index in range(len(comparison.pairs)) if index not in self.pairs]
+        sides = {side for index in pairs for side in _sides(comparison.pairs[index])}
+        return sorted(sides), pairs
+
+    def remaining(self, comparison: Comparison) -> Comparison:
+        """The part of the comparison that is still to be measured; its tensors keep their places."""
+        members, pairs = self.places(comparison)
+        place = {member: index for index, member in enumerate(members)}
+        return dataclasses.replace(
+            comparison,
+            members=tuple(comparison.members[member] for member in members),
+            pairs=tuple(Pair(*(place[side] for side in _sides(comparison.pairs[index]))) for index in pairs),
+            aligned=tuple(_part(one, members) for one in comparison.aligned),
+        )
+
+    def combined(self, comparison: Comparison, measured: Measurements) -> Measurements:
+        """What was measured of `remaining`, put together with what was there."""
+        if not self.members:
+            return dataclasses.replace(measured, comparison=comparison)
+        members, pairs = self.places(comparison)
+        tensors = len(comparison.aligned)
+        moments = empty(MOMENTS, (tensors, len(comparison.members)))
+        shifts = empty(SHIFT, (tensors, len(comparison.pairs)))
+        for table, found in ((moments, self.members), (shifts, self.pairs)):
+            for column, rows in found.items():
+                for i, one in enumerate(comparison.aligned):
+                    if one.name in rows:
+                        table[i, column] = rows[one.name]
+        moments[:, members], shifts[:, pairs] = measured.moments, measured.shifts
+        failures = {(tensor, members[member]): why for (tensor, member), why in measured.failures.items()}
+        return Measurements(comparison, moments, shifts, failures)
+
+
+def find_reuse(comparison: Comparison, settings: Settings, store: ReportStore) -> Reuse:
+    """What the store has of the comparison. The Gram of a group is of that group alone, so nothing replaces it."""
+    if comparison.anchor is not None:
+        return Reuse()
+    members = _fetch(store, [store.member_key(one, settings) for one in comparison.members])
+    whole = {index: rows for index, rows in members.items() if _covers_member(rows, comparison, index)}
+    likely = [i for i, pair in enumerate(comparison.pairs) if all(side in whole for side in _sides(pair))]
+    found = _fetch(store, [_pair_key(comparison, comparison.pairs[i], settings, store) for i in likely])
+    pairs = {
+        likely[i]: rows for i, rows in found.items() if _covers_pair(rows, comparison, comparison.pairs[likely[i]])
+    }
+    return Reuse({index: whole[index] for i in pairs for index in _sides(comparison.pairs[i])}, pairs)
+
+
+def _pair_key(comparison: Comparison, pair: Pair, settings: Settings, store: ReportStore) -> str:
+    return store.pair_key(comparison.members[pair.baseline], comparison.members[pair.candidate], settings)
+
+
+def _fetch(store: ReportStore, keys: list[str]) -> dict[int, Rows]:
+    found = side_by_side(store.load_rows, keys, FETCH_AT_ONCE)
+    return {index: rows for index, rows in enumerate(found) if rows is not None}
+
+
+def _covers_member(rows: Rows, comparison: Comparison, member: int) -> bool:
+    tensors = [one.tensors[member] for one in comparison.aligned]
+    if any(one.unreadable[member] for one in comparison.aligned):
+        return False
+    return all(_counts(rows, tensor.name, tensor.counted) for tensor in tensors if tensor)
+
+
+def _covers_pair(rows: Rows, comparison: Comparison, pair: Pair) -> bool:
+    both = [one for one in comparison.aligned if all(one.tensors[side] for side in _sides(pair))]
+    comparable = [one for one in both if not one.incomparable(pair)]
+    sizes = {one.name: tensor.counted for one in comparable if (tensor := one.tensors[pair.baseline])}
+    return all(_counts(rows, name, size) for name, size in sizes.items())
+
+
+def _counts(rows: Rows, name: str, size: int) -> bool:
+    return size == 0 or (name in rows and int(rows[name]["count"]) == size)
+
+
+def _sides(pair: Pair) -> tuple[int, int]:
+    return pair.baseline, pair.candidate
+
+
+def _part(one: Aligned, members: Iterable[int]) -> Aligned:
+    chosen = list(members)
+    return Aligned(
+        one.name, tuple(one.tensors[member] for member in chosen), tuple(one.unreadable[member] for member in chosen)
+    )
+
+
+def saved_bytes(comparison: Comparison, reuse: Reuse) -> int:
+    """Bytes of members that need not be read at all."""
+    members, _ = reuse.places(comparison)
+    read = set(members)
+    return sum(
+        tensor.nbytes
+        for one in comparison.aligned
+        for member, tensor in enumerate(one.tensors)
+        if tensor and member not in read
+    )

@@ -1,0 +1,72 @@
+"""One pair in a line: what its tensors add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffai_dist.analyses.change_summary import cosine_distance
+from diffai_dist.analyses.sums import exact, relative, rolled_up, share, shifts_of
+from diffai_dist.comparison import Pair
+from diffai_dist.gram import gram_changes, whole
+from diffai_dist.judging import comes_from_gram
+from diffai_dist.partials import GRAM, empty_gram
+from diffai_dist.records import Change, ErrorBound, Measurements, TensorRecord
+
+
+def whole_change(
+    measured: Measurements, pair_index: int, records: Sequence[TensorRecord]
+) -> tuple[Change | None, ErrorBound | None]:
+    """The change of all compared elements together; indices, bits and signs have no whole.
+
+    Where a tensor's numbers come from the Gram, so do those of the whole, with the bound of their error.
+    """
+    compared = {record.name for record in records if record.change is not None}
+    tensors = [i for i, one in enumerate(measured.comparison.aligned) if one.name in compared]
+    products = [i for i in tensors if comes_from_gram(measured, i, pair_index)]
+    if products:
+        return _from_gram(measured, pair_index, products, records)
+    rows = shifts_of(measured, pair_index, records)
+    if not rows:
+        return None, None
+    rolled = rolled_up(rows)
+    sizes = exact(size for row in rows for size in (row.a1, row.b1))
+    largest = [record.change.max_abs for record in records if record.change and record.change.max_abs is not None]
+    return Change(
+        l2=rolled["l2"],
+        rel_l2=relative(rows),
+        rel_l1=share(exact(row.d1 for row in rows), sizes),
+        max_abs=max(largest, default=None),
+        max_abs_index=None,
+        mean_abs=None,
+        cosine_distance=cosine_distance(rows),
+        changed_fraction=rolled["changed_fraction"],
+        bits_changed_fraction=None,
+        sign_flip_fraction=None,
+    ), None
+
+
+def _from_gram(
+    measured: Measurements, pair_index: int, products: Sequence[int], records: Sequence[TensorRecord]
+) -> tuple[Change, ErrorBound | None]:
+    """Sums of the Grams of tensors, whatever the anchor of each: distance and angle are linear in every plane."""
+    pair = measured.comparison.pairs[pair_index]
+    sides = np.ix_((pair.baseline, pair.candidate), (pair.baseline, pair.candidate))
+    grams = [measured.grams[i][:, *sides] for i in products] if measured.grams is not None else []
+    grams += [_as_gram(row.aa, row.slope * row.aa, row.d2) for row in shifts_of(measured, pair_index, records)]
+    columns = gram_changes(whole(np.stack(grams)), Pair(0, 1))
+    l2, rel_l2, distance, error, angle = (
+        columns[name][0] for name in ("l2", "rel_l2", "cosine_distance", "l2_error", "cosine_error")
+    )
+    change = Change(l2, rel_l2, None, None, None, None, distance, None, None, None)
+    return change, None if error is None else ErrorBound(error, angle)
+
+
+def _as_gram(aa: float, along: float, norm: float) -> np.ndarray:
+    """A pair that was measured element by element, as a Gram of two whose anchor is the baseline."""
+    gram: np.ndarray = empty_gram(1, 2)[0]
+    gram[GRAM.index("count")] = 1.0
+    gram[GRAM.index("aa")] = aa
+    gram[GRAM.index("along"), 1], gram[GRAM.index("norm"), 1] = along, norm
+    return gram
