@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -19,9 +20,12 @@ from diffai_dist.records import (
     Coverage,
     Finding,
     Measurements,
+    Member,
+    PairSummary,
     Result,
     Side,
     Status,
+    Sweep,
     TensorRecord,
 )
 from diffai_dist.storage import Source
@@ -183,7 +187,38 @@ def result(
     """The result of one pair that holds these."""
     covered = covering(records)
     parts = tuple(failures), tuple(analyses), covered, tuple(warnings)
-    return Result("old.safetensors", "new.safetensors", records, *parts, rel_l2)
+    whole = None if rel_l2 is None else change(rel_l2=rel_l2)
+    return Result("old.safetensors", "new.safetensors", records, *parts, whole)
+
+
+def named(baseline: str, candidate: str, found: Result, **fields: Any) -> Result:
+    """The result between these members of a sweep."""
+    return dataclasses.replace(found, baseline=baseline, candidate=candidate, **fields)
+
+
+def described(name: str, **fields: Any) -> Member:
+    """A member that could be opened; its URL ends in its name."""
+    url = f"s3://b/run7/{name}/model.safetensors"
+    parts = {"format": "safetensors", "objects": (Source(url, 76_800, f"etag:{name}"),), "tensors": 6, "nbytes": 76_800}
+    return Member(**{"name": name, "url": url, **parts, **fields})
+
+
+def sweep(*results: Result, **fields: Any) -> Sweep:
+    """A sweep of these pairs, its members in the order in which they come; `mode=None` makes it a comparison of two."""
+    names = dict.fromkeys(name for one in results for name in (one.baseline, one.candidate))
+    parts: dict[str, Any] = {
+        "name": None, "mode": "consecutive", "members": tuple(map(described, names)), "analyses": (),
+        "pairs": tuple(map(summary, results)), "results": results,
+        "failures": tuple(dict.fromkeys(failure for one in results for failure in one.failures)),
+        "warnings": tuple(dict.fromkeys(warning for one in results for warning in one.warnings)),
+    }  # fmt: skip
+    return Sweep(**{**parts, **fields})
+
+
+def summary(found: Result) -> PairSummary:
+    """The result in a line."""
+    counts = found.statuses, found.coverage, len(found.failures)
+    return PairSummary(found.baseline, found.candidate, *counts, found.whole, found.error_bound)
 
 
 def member(**tensors: tuple[str, tuple[int, ...]]) -> Checkpoint:

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 import checkpoints
 import models
+from diffai_dist.api import compare
 from diffai_dist.dtypes import DTYPES
-from diffai_dist.pipeline import compare
 from diffai_dist.records import Change, Side, TensorRecord
 
 TINY = {"F32": 2.0**-126, "BF16": 2.0**-126, "F16": 2.0**-14, "F64": 2.0**-1022}

@@ -258,10 +258,30 @@ def test_what_could_not_be_written_is_refused_before_the_run(pair: tuple[Path, P
         assert "[E0002]" in done.stderr
 
 
-def test_a_store_that_fails_does_not_cost_the_result(pair: tuple[Path, Path]) -> None:
+def test_a_store_that_cannot_be_written_is_found_before_anything_is_read(pair: tuple[Path, Path]) -> None:
     done = program("compare", *pair, "--store", "/proc/diffai-store")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "/proc/diffai-store" in done.stderr
+
+
+def test_a_store_that_fails_at_the_end_does_not_cost_the_result(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    script = """
+import sys
+from diffai_dist import store
+from diffai_dist.__main__ import main
+from diffai_dist.errors import StoreError
+
+def full(*arguments):
+    raise StoreError("the disk is full")
+
+store.ReportStore.finish = full
+main()
+"""
+    command = [sys.executable, "-c", script, "compare", *map(str, pair), "--store", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 4
     assert "embed.weight" in done.stdout
+    assert "the disk is full" in done.stderr
 
 
 def test_quiet_still_writes_the_output_file(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -30,12 +30,14 @@ BLOCKS = re.compile(r"^```console\n\$ (.*?)\n(.*?)^```$", re.MULTILINE | re.DOTA
 
 
 def output(command: str, folder: Path) -> str:
+    command, _, head = command.partition(" | head -")
     program, *arguments = shlex.split(command)
     entry = {"diffai-dist": "main", "diffai": "diffai"}[program]
     script = f"from diffai_dist.__main__ import {entry} as go; go()"
     done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout.replace(f"{folder}/", "")
+    lines = done.stdout.replace(f"{folder}/", "").splitlines(keepends=True)
+    return "".join(lines[: int(head)] if head else lines)
 
 
 def numbers_aside(text: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import models
-from diffai_dist.pipeline import Report, compare
+from diffai_dist.api import Report, compare
 from diffai_dist.records import TensorRecord
 
 F32 = np.float32

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffai_dist.execute import merge_tree
 from diffai_dist.grid import LEAF_ELEMENTS, leaf_count, leaf_elements
+from diffai_dist.rows import merge_tree
 
 SHAPES = st.lists(st.integers(0, 3000), max_size=5).map(tuple)
 

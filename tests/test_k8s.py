@@ -562,7 +562,8 @@ def test_the_cache_that_the_image_holds_is_loaded_and_nothing_is_compiled(tmp_pa
     subprocess.run([sys.executable, "-c", warm], env=environment | {"NUMBA_CACHE_DIR": str(in_image)}, check=True)
     (entry,) = re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.MULTILINE)
     start = [word.replace("/opt/numba /tmp", f"{in_image} {in_pod}") for word in json.loads(entry)]
-    for command in (["demo", "--directory", str(demo)], ["sweep", f"{demo}/*", "--pairs", "all", "--elementwise"]):
+    sweep = ["sweep", f"{demo}/*.safetensors", "--pairs", "all", "--elementwise"]
+    for command in (["demo", "--directory", str(demo)], sweep):
         done = subprocess.run(
             [*start, sys.executable, "-m", "diffai_dist", *command],
             env=environment | {"NUMBA_CACHE_DIR": str(in_pod / "numba")},

@@ -15,16 +15,19 @@ import pytest
 
 import models
 from diffai_dist import storage
+from diffai_dist.api import Report, compare, run
 from diffai_dist.checkpoint import Checkpoint, Span, Tensor
 from diffai_dist.cluster import Place
+from diffai_dist.collect import Collector
 from diffai_dist.comparison import Pair, compare_members
 from diffai_dist.errors import CheckpointError, UsageError
-from diffai_dist.execute import Collector, Outcome, measure
+from diffai_dist.execute import Outcome, measure
 from diffai_dist.formats import open_checkpoint
 from diffai_dist.judging import tensor_records
+from diffai_dist.opening import pair_of
 from diffai_dist.partials import BLOCK
-from diffai_dist.pipeline import Report, compare, run_comparison, save
-from diffai_dist.plan import Unit, make_plan
+from diffai_dist.plan import Plan, Unit, make_plan
+from diffai_dist.records import Measurements
 from diffai_dist.report import RENDERERS, View
 from diffai_dist.run import Settings
 from diffai_dist.storage import Profile
@@ -33,9 +36,18 @@ from diffai_dist.store import tensor_table
 
 def everything(report: Report) -> tuple[str, Any]:
     """The JSON output and the table, run id and URLs left out."""
-    text = "".join(RENDERERS["json"](report.result, View(show_identical=True)))
+    text = "".join(RENDERERS["json"](report.sweep, View(show_identical=True)))
     table = tensor_table(report.result, "run").drop_columns(["baseline", "candidate"])
     return text, table.to_pydict()
+
+
+def collected(plan: Plan) -> Measurements:
+    """All units of a plan, one after another in this thread."""
+    collector = Collector(plan)
+    for unit in plan.units():
+        outcome = measure(unit)
+        collector.add(unit, outcome.rows, outcome.failures)
+    return collector.measurements()
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +97,7 @@ def test_a_pair_inside_a_group_has_the_bits_of_the_pair_alone(pair: tuple[Path, 
     members = [open_checkpoint(str(path), Profile()) for path in (third, *pair)]
 
     def measured(chosen: list[Any], pairs: list[Pair]) -> Any:
-        plan = make_plan(compare_members(chosen, pairs), Profile())
-        collector = Collector(plan)
-        for unit in plan.units():
-            collector.add(measure(unit))
-        return collector.measurements()
+        return collected(make_plan(compare_members(chosen, pairs), Profile()))
 
     group = measured(members, [Pair(0, 1), Pair(1, 2)])
     alone = measured(members[1:], [Pair(0, 1)])
@@ -110,11 +118,10 @@ def test_a_member_against_itself_is_read_once(pair: tuple[Path, Path]) -> None:
     member = open_checkpoint(str(pair[0]), Profile())
     plan = make_plan(compare_members([member, member], [Pair(0, 1)]), Profile())
     before = storage.traffic().bytes
-    collector = Collector(plan)
-    for unit in plan.units():
-        collector.add(measure(unit))
-    assert storage.traffic().bytes - before == sum(tensor.nbytes for tensor in member.tensors.values())
-    assert {record.status for record in tensor_records(collector.measurements(), 0)} == {"identical"}
+    measured = collected(plan)
+    nbytes = sum(tensor.nbytes for tensor in member.tensors.values())
+    assert storage.traffic().bytes - before == nbytes == plan.nbytes == plan.shared_bytes
+    assert {record.status for record in tensor_records(measured, 0)} == {"identical"}
 
 
 def test_small_tensors_share_requests(tmp_path: Path) -> None:
@@ -214,7 +221,7 @@ def test_a_file_that_changes_under_way_is_reported_and_never_mixed(
     b = models.write(tmp_path / "b.safetensors", models.perturbed(arrays))
     expected = {record.name: record for record in compare(str(a), str(b)).result.tensors}
     spoil_before(monkeypatch, after, lambda: spoil(b))
-    report = run_comparison([str(a), str(b)], Settings(place=Place(threads=1), unit_bytes=1))
+    report = run(pair_of(str(a), str(b)), Settings(place=Place(threads=1), unit_bytes=1))
     assert report.exit_code() == 3
     assert report.exit_code(differences_count=True) in (1, 3)
     failed = {record.name for record in report.result.tensors if record.status == "failed"}
@@ -347,6 +354,5 @@ def test_no_element_is_lost_however_many_members_share_the_buffer() -> None:
 def test_a_path_that_is_no_utf8_can_be_stored(tmp_path: Path) -> None:
     path = models.write(tmp_path / "x.safetensors", {"w": np.zeros(3, np.float32)})
     odd = path.rename(os.fsdecode(os.fsencode(tmp_path) + b"/x\xff.safetensors"))
-    report = compare(str(odd), str(odd))
+    report = compare(str(odd), str(odd), store=str(tmp_path / "store"))
     assert report.tensors.num_rows == 1
-    assert save(report, str(tmp_path / "store"))

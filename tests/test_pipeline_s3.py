@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 import models
+from diffai_dist.api import Report, compare, run
 from diffai_dist.cluster import Place
-from diffai_dist.pipeline import Report, compare, run_comparison
+from diffai_dist.opening import open_group, pair_of
 from diffai_dist.report import RENDERERS, View
 from diffai_dist.run import Settings
 from test_pipeline import spoil_before
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.s3
 
 
 def output(report: Report) -> str:
-    return "".join(RENDERERS["json"](report.result, View(show_identical=True)))
+    return "".join(RENDERERS["json"](report.sweep, View(show_identical=True)))
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_an_object_that_changes_under_way_is_reported_and_never_mixed(
 ) -> None:
     expected = {record.name: record for record in compare(*urls).result.tensors}
     spoil_before(monkeypatch, after, lambda: spoil(s3, f"{bucket}/b.safetensors", how))
-    report = run_comparison(urls, Settings(place=Place(threads=1), unit_bytes=1))
+    report = run(pair_of(*urls), Settings(place=Place(threads=1), unit_bytes=1))
     assert report.exit_code() == 3
     failed = [record for record in report.result.tensors if record.status == "failed"]
     assert failed
@@ -135,7 +136,6 @@ def test_secrets_are_in_no_output_and_no_task(
     import pickle
 
     from diffai_dist.comparison import Selection
-    from diffai_dist.pipeline import open_members, save
     from diffai_dist.plan import make_plan
     from diffai_dist.storage import Profile
 
@@ -147,10 +147,9 @@ def test_secrets_are_in_no_output_and_no_task(
     for path in pair:
         moto.put(f"{name}/{path.name}", path.read_bytes())
     urls = [f"s3://{name}/{path.name}" for path in pair]
-    report = compare(*urls)
-    save(report, str(tmp_path / "store"))
+    report = compare(*urls, store=str(tmp_path / "store"))
     written = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file())
-    comparison = open_members(urls, Profile()).comparison(Selection())
+    comparison = open_group(pair_of(*urls), Profile()).comparison(Selection())
     assert comparison is not None
     tasks = pickle.dumps(list(make_plan(comparison, Profile()).units()))
     assert canary.encode() not in written + tasks + output(report).encode() + repr(report).encode()

@@ -1,4 +1,4 @@
-"""How fast a comparison reads from S3, against a plain loop over the same ranges that throws them away."""
+"""How fast S3 is read: by a comparison against a plain loop, and by a sweep against reading without measuring."""
 
 from __future__ import annotations
 
@@ -7,62 +7,93 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from diffai_dist.cluster import Place
-from diffai_dist.comparison import Selection
-from diffai_dist.pipeline import open_members, run_plan
-from diffai_dist.plan import Plan, make_plan
-from diffai_dist.storage import Profile, chunk_bytes
+from diffai_dist import execute
+from diffai_dist.chunks import Chunk
+from diffai_dist.cluster import Place, engine
+from diffai_dist.pipeline import run_plan
+from diffai_dist.plan import Plan
+from diffai_dist.storage import chunk_bytes
+from plans import all_pairs, consecutive, one_pair
 from servers.moto import serve_moto
 from servers.s3server import S3Server
 from servers.swift import serve_swift, why_not
 
 
-def plain_loop(plan: Plan, endpoint: str) -> float:
-    """Seconds for every range, one after the other, by s3fs alone."""
+def running() -> Iterator[tuple[str, S3Server]]:
+    """Each server that runs here, one after the other, with the environment set."""
+    for name, serve in (("moto", serve_moto), ("Swift", serve_swift)):
+        with tempfile.TemporaryDirectory() as folder:
+            if name == "moto" or not why_not(Path(folder)):
+                with serve(Path(folder)) as server:
+                    os.environ.update(server.storage_environment)
+                    yield name, server
+
+
+def upload(server: S3Server, paths: Sequence[Path]) -> list[str]:
+    server.bucket("bench")
+    return [server.put(f"bench/{path.name}", path.read_bytes()) for path in paths]
+
+
+def plain_loop(plan: Plan, endpoint: str) -> None:
+    """Every range, one after the other, by s3fs alone."""
     import s3fs
 
     filesystem = s3fs.S3FileSystem(endpoint_url=endpoint)
-    start = time.perf_counter()
     for lane in plan.lanes:
         for tensor in filter(None, lane.tensors):
             (span,) = tensor.spans
             step = chunk_bytes(span.source)
             for first in range(span.start, span.stop, step):
                 filesystem.cat_file(span.source.url, start=first, end=min(first + step, span.stop))
-    return time.perf_counter() - start
 
 
-def comparison(plan: Plan) -> float:
-    """Seconds to read, measure and merge the same ranges."""
-    start = time.perf_counter()
+def reading(plan: Plan) -> None:
+    """Every range through the same storage layer, in the same threads, into the same buffers; nothing is measured."""
+    with mock.patch.object(Chunk, "measure"), engine(Place(), execute.lost) as run:
+        for _ in run(execute.measure, plan.units()):
+            pass
+
+
+def measuring(plan: Plan) -> None:
+    """Read, measure and merge all units."""
     run_plan(plan, Place())
+
+
+def in_turn(runs: int, *actions: Callable[[], None]) -> list[list[float]]:
+    """Seconds of each action, round by round, after a warm-up of each."""
+    return [[_seconds(action) for action in actions] for _ in range(runs + 1)][1:]
+
+
+def _seconds(action: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    action()
     return time.perf_counter() - start
 
 
-def rate_against_plain_loop(server: S3Server, pair: Sequence[Path], runs: int) -> float:
-    """Median of the plain loop's time over ours, in turn, after a warm-up of each."""
-    os.environ.update(server.storage_environment)
-    server.bucket("bench")
-    urls = [server.put(f"bench/{path.name}", path.read_bytes()) for path in pair]
-    compared = open_members(urls, Profile()).comparison(Selection())
-    assert compared is not None
-    plan = make_plan(compared, Profile())
-    rounds = [(plain_loop(plan, server.endpoint), comparison(plan)) for _ in range(runs + 1)]
-    return statistics.median(loop / ours for loop, ours in rounds[1:])
-
-
-def ratios(pair: Sequence[Path], runs: int) -> dict[str, float]:
-    """The ratio on each server that runs here."""
+def against_plain_loop(pair: Sequence[Path], runs: int) -> dict[str, float]:
+    """By server, the median of the plain loop's time over ours."""
     found = {}
-    with tempfile.TemporaryDirectory() as folder, serve_moto(Path(folder)) as server:
-        found["moto"] = rate_against_plain_loop(server, pair, runs)
-    with tempfile.TemporaryDirectory() as folder:
-        if not why_not(Path(folder)):
-            with serve_swift(Path(folder)) as server:
-                found["Swift"] = rate_against_plain_loop(server, pair, runs)
+    for name, server in running():
+        plan = one_pair(upload(server, pair))
+        times = in_turn(runs, partial(plain_loop, plan, server.endpoint), partial(measuring, plan))
+        found[name] = statistics.median(loop / ours for loop, ours in times)
+    return found
+
+
+def sweep_against_reading(series: Sequence[Path], runs: int) -> dict[str, tuple[float, float]]:
+    """By server, the medians of the times of `consecutive` and `all` over that of reading all members once."""
+    found = {}
+    for name, server in running():
+        urls = upload(server, series)
+        pairs, group = consecutive(urls), all_pairs(urls)
+        times = in_turn(runs, partial(reading, pairs), partial(measuring, pairs), partial(measuring, group))
+        one, other = (statistics.median(row[index] / row[0] for row in times) for index in (1, 2))
+        found[name] = one, other
     return found

@@ -12,92 +12,19 @@ import argparse
 import datetime
 import os
 import platform
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
-from safetensors.numpy import save_file
+
+from data import write_pair
+from processes import Run, compare, in_turn, median, ours, ratio, run, warm
+from sweep import from_page_cache, from_s3
 
 HERE = Path(__file__).parent
 PEER = "import sys, diffai; print(len(diffai.diff_paths(sys.argv[1], sys.argv[2])))"
-
-
-@dataclass(frozen=True)
-class Run:
-    seconds: float
-    peak_mb: float
-
-
-def run(command: Sequence[str], **environment: str) -> Run:
-    """One process: wall seconds and peak resident memory, as the operating system accounts for them."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | environment) as process:
-        start = time.perf_counter()
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{command} ended with {process.returncode}")
-    return Run(seconds, usage.ru_maxrss / 1000)
-
-
-def ours(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "diffai_dist", *map(str, arguments)]
-
-
-def compare(pair: Sequence[Path]) -> list[str]:
-    return ours("compare", *pair, "--no-progress")
-
-
-def in_turn(runs: int, *commands: Sequence[str]) -> list[list[Run]]:
-    """A B A B ..., after one warm-up of each."""
-    for command in commands:
-        run(command)
-    rounds = [[run(command) for command in commands] for _ in range(runs)]
-    return [list(column) for column in zip(*rounds, strict=True)]
-
-
-def median(runs: Sequence[Run]) -> float:
-    return statistics.median(one.seconds for one in runs)
-
-
-def ratio(first: Sequence[Run], second: Sequence[Run]) -> float:
-    return statistics.median(a.seconds / b.seconds for a, b in zip(first, second, strict=True))
-
-
-def write_pair(folder: Path, nbytes: int, tensors: int, dtype: str) -> list[Path]:
-    """Two checkpoints of so many bytes each, written by a process of its own.
-
-    The system counts what a parent holds into the peak memory of its children: this process must stay small.
-    """
-    paths = [folder / f"{side}.safetensors" for side in ("baseline", "candidate")]
-    if not all(path.exists() for path in paths):
-        subprocess.run([sys.executable, __file__, "--write", str(folder), str(nbytes), str(tensors), dtype], check=True)
-    return paths
-
-
-def write(folder: Path, nbytes: int, tensors: int, dtype: str) -> None:
-    """Normal weights, and the same with a small update."""
-    folder.mkdir(parents=True, exist_ok=True)
-    kind = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}[dtype]
-    width = min(4096, nbytes // tensors // kind.itemsize)
-    rows = nbytes // tensors // kind.itemsize // width
-    block = np.random.default_rng(0).standard_normal((min(rows, 1024), width), dtype=np.float32) * np.float32(0.02)
-    update = np.random.default_rng(1).standard_normal(block.shape, dtype=np.float32) * np.float32(0.001)
-    for side, values in (("baseline", block), ("candidate", block + update)):
-        whole = np.tile(values.astype(kind), (-(-rows // len(values)), 1))[:rows]
-        arrays = {f"model.layers.{index}.weight": whole for index in range(tensors)}
-        save_file(arrays, str(folder / f"{side}.safetensors"))
-
-
-def warm(paths: Sequence[Path]) -> None:
-    subprocess.run(["cat", *map(str, paths)], stdout=subprocess.DEVNULL, check=True)
 
 
 Row = Callable[[Path, int], str]
@@ -162,12 +89,12 @@ def many_tensors(data: Path, runs: int) -> str:
 
 
 def s3(data: Path, runs: int) -> str:
-    from s3 import ratios
+    from s3 import against_plain_loop
 
     pair = write_pair(data / "s3", 256_000_000, 4, "F32")
     return "\n".join(
         f"S3 ({server}), 2 × 256 MB: rate over that of a plain s3fs loop | {ratio:.2f} | at least 0.85"
-        for server, ratio in ratios(pair, runs).items()
+        for server, ratio in against_plain_loop(pair, runs).items()
     )
 
 
@@ -182,6 +109,10 @@ ROWS: dict[str, Row] = {
     "s3": s3,
     "start": start_up,
     "many": many_tensors,
+    "sweep-f32": from_page_cache("F32"),
+    "sweep-bf16": from_page_cache("BF16"),
+    "sweep-s3-f32": from_s3("F32"),
+    "sweep-s3-bf16": from_s3("BF16"),
 }
 
 
@@ -190,11 +121,7 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(ROWS), help="which rows (default: all)")
     parser.add_argument("--runs", type=int, default=5, help="counted runs of each command")
     parser.add_argument("--data", type=Path, help="where the checkpoints are written and kept (default: temporary)")
-    parser.add_argument("--write", nargs=4, metavar="X", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.write:
-        folder, nbytes, tensors, dtype = options.write
-        return write(Path(folder), int(nbytes), int(tensors), dtype)
     with tempfile.TemporaryDirectory() as folder:
         data = options.data or Path(folder)
         print(

@@ -23,11 +23,13 @@ By default only ranged GETs, the reads of weights and headers, are spoiled and c
 from __future__ import annotations
 
 import contextlib
+import random
 import re
 import socket
 import socketserver
 import struct
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -68,19 +70,31 @@ class FaultProxy:
         self.storage_environment: dict[str, str] = {}  # for whoever starts it in front of an S3 server
         self.stopping = threading.Event()
         self._lock = threading.Lock()
-        self._mode, self._left, self._skip, self._every = "ok", 0, 0, False
+        self._modes, self._left, self._skip, self._every, self._only = ["ok"], 0, 0, False, ""
+        self._share, self._draw = 1.0, random.Random(0)
         self._seen: list[Request] = []
         self._server = _Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="fault proxy")
         self._thread.start()
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
 
-    def set(self, mode: str = "ok", n: int = -1, skip: int = 0, *, every: bool = False) -> None:
-        """Let `skip` ranged GETs pass, then spoil `n` (-1: all); `every`: requests of any kind. Empties the log."""
-        if mode not in MODES:
-            raise ValueError(f"no such mode: {mode}")
+    def set(self, mode: str = "ok", n: int = -1, skip: int = 0, *, every: bool = False, only: str = "") -> None:
+        """Let `skip` ranged GETs pass, then spoil `n` (-1: all); `every`: requests of any kind. Empties the log.
+
+        `only` spoils, and lets pass, requests whose "METHOD target" holds that text.
+        """
+        self._set([mode], n, skip, every, only, 1.0, 0)
+
+    def scatter(self, modes: Sequence[str], share: float, seed: int, *, every: bool = False, only: str = "") -> None:
+        """Spoil that share of the requests, drawn by the seed, each in one of the ways. Empties the log."""
+        self._set(modes, -1, 0, every, only, share, seed)
+
+    def _set(self, modes: Sequence[str], n: int, skip: int, every: bool, only: str, share: float, seed: int) -> None:
+        if unknown := set(modes) - set(MODES):
+            raise ValueError(f"no such mode: {', '.join(sorted(unknown))}")
         with self._lock:
-            self._mode, self._left, self._skip, self._every = mode, n, skip, every
+            self._modes, self._left, self._skip, self._every, self._only = list(modes), n, skip, every, only
+            self._share, self._draw = share, random.Random(seed)
             self._seen = []
 
     def log(self) -> list[Request]:
@@ -97,12 +111,12 @@ class FaultProxy:
         method, target = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")[:2]
         request = Request(method, target, _header(head, "range"), "ok")
         with self._lock:
-            if self._every or (method == "GET" and request.range):
+            if (self._every or (method == "GET" and request.range)) and self._only in f"{method} {target}":
                 if self._skip:
                     self._skip -= 1
-                elif self._left:
+                elif self._left and self._draw.random() < self._share:
                     self._left -= self._left > 0
-                    request = replace(request, mode=self._mode)
+                    request = replace(request, mode=self._draw.choice(self._modes))
             self._seen.append(request)
         return request.mode
 
