@@ -140,7 +140,7 @@ def _member_rows(run: str, sweep: Sweep) -> Iterator[Row]:
             "url": member.url,
             "position": position,
             "step": member.step,
-            "date": member.date,
+            "dated": member.date,
             "format": member.format,
             "objects": objects,
             "tensors": member.tensors,

@@ -59,7 +59,7 @@ TABLES: Mapping[str, Columns] = {
         "url": "string",
         "position": "int64",
         "step": "int64",
-        "date": "string",
+        "dated": "string",
         "format": "string",
         "objects": "list<object>",
         "tensors": "int64",
