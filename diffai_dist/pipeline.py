@@ -157,7 +157,7 @@ def _of_a_pair(opened: Opened, measured: Measurements | None, settings: Settings
             if checkpoint is not None:
                 comparison = layer_comparison(checkpoint, settings.selection)
                 plan = make_plan(comparison, settings.profile, settings.unit_bytes) if comparison else None
-                layers = run_plan(plan, settings.place)[0] if plan else None
+                layers = run_plan(plan, fit_place(plan, settings.place))[0] if plan else None
                 records.append(layer_similarity(checkpoint, layers))
     if "convergence_analysis" in settings.analyses:
         records.append(SERIES["convergence_analysis"]()(series_of(opened, measured)))
@@ -174,7 +174,7 @@ def _run_stored(
     """The same with its plan frozen first, and every step kept: killed at any moment, it goes on where it was."""
     reuse = find_reuse(comparison, settings, store) if comparison else Reuse()
     plan = _plan_rest(comparison, reuse, settings, settings.unit_bytes)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")  # two runs of a second have an order
     frozen = store.begin(plan_document(opened, settings, plan, now) | {"reused": reuse.document()})
     run = frozen["run"]
     marker = store.marker(run)

@@ -134,14 +134,15 @@ def test_row_42_43_44_a_fault_that_stays_leaves_what_was_read_before(
     proxy: FaultProxy, clean: Clean, monkeypatch: pytest.MonkeyPatch, mode: str, unit_size: str, pairs: str
 ) -> None:
     monkeypatch.setattr(retry, "REQUESTS", 2)
-    monkeypatch.setattr(s3_connection, "SILENT_SECONDS", 0.05)
+    if mode == "stall":  # only there: on a busy machine an answer that is merely late would count as none
+        monkeypatch.setattr(s3_connection, "SILENT_SECONDS", 0.05)
     before = 5 * MEMBERS if unit_size == "1" else MEMBERS + 1  # the headers, and four units or a part of one
     proxy.set(mode, skip=before)
     report = swept(pairs, unit_size)
     assert report.exit_code() == 3
     check(report, clean[pairs])
     assert len(proxy.log()) <= before + most_requests()
-    if unit_size == "1":
+    if unit_size == "1" and mode != "stall":
         told = [record for result in report.sweep.results for record in result.tensors if record.status != "failed"]
         assert len(told) >= 2 * len(report.sweep.results)  # two threads had begun two units beside two finished ones
     assert all("step-" in failure.object for failure in report.failures)

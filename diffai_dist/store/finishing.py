@@ -50,7 +50,7 @@ def marker_document(
         "name": sweep.name,
         "mode": sweep.mode,
         "started": plan["started"],
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "written": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "complete": sweep.complete,
         "exit_code": exit_code(sweep),
         "failures": len(sweep.failures),
