@@ -206,6 +206,8 @@ def _check_unchanged(plan: Mapping[str, Any], opened: Opened, settings: Settings
     for before, after in zip(plan["comparison"]["members"], now["members"], strict=True):
         if before["objects"] != after["objects"]:
             raise SourceChanged(before["url"], "other objects than the plan pinned, or none", hint=hint)
+        if before.get("problems", []) != after["problems"]:
+            raise SourceChanged(before["url"], "its index is not what it was", hint=hint)
     raise UsageError(f"run {plan['run']} was planned by another version of diffai-dist. {hint}")
 
 

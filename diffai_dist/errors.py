@@ -66,6 +66,10 @@ class StoreError(DiffaiError):
     code = "E0004"
 
 
+class DamagedStore(StoreError):
+    """Something in the report store is not what was written there; who can make it again, does."""
+
+
 class CheckpointError(DiffaiError):
     """One object, tensor or range cannot be used; everything else goes on."""
 

@@ -177,9 +177,9 @@ def _run_stored(
     now = datetime.now(UTC).isoformat(timespec="milliseconds")  # two runs of a second have an order
     frozen = store.begin(plan_document(opened, settings, plan, now) | {"reused": reuse.document()})
     run = frozen["run"]
-    marker = store.marker(run)
-    if marker and marker["complete"] and opened.group.mode is not None:
-        return Run(run, store.load(run), settings, reading=Reading(notes=(f"run {run} is finished: nothing was read",)))
+    kept = store.finished(run) if opened.group.mode is not None else None
+    if kept is not None:
+        return Run(run, kept, settings, reading=Reading(notes=(f"run {run} is finished: nothing was read",)))
     if frozen["reused"] != reuse.document() or (plan and frozen["unit_bytes"] != plan.unit_bytes):
         reuse = reuse.only(frozen["reused"])  # so that the units are those that an earlier attempt has kept
         plan = _plan_rest(comparison, reuse, settings, frozen["unit_bytes"])

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from diffai_dist.checkpoint import Checkpoint
 from diffai_dist.comparison import Aligned, Comparison, Pair
 from diffai_dist.opening import side_by_side
 from diffai_dist.partials import MOMENTS, SHIFT, empty
 from diffai_dist.records import Measurements
 from diffai_dist.run import Settings
+from diffai_dist.storage import redact
 from diffai_dist.store import ReportStore
 
 FETCH_AT_ONCE = 16
@@ -68,13 +70,25 @@ class Reuse:
                 for i, one in enumerate(comparison.aligned):
                     if one.name in rows:
                         table[i, column] = rows[one.name]
-        moments[:, members], shifts[:, pairs] = measured.moments, measured.shifts
-        failures = {(tensor, members[member]): why for (tensor, member), why in measured.failures.items()}
+        # Of a member that is there, less may have been measured than is there: what others lack is not looked at.
+        fresh = [place for place, member in enumerate(members) if member not in self.members]
+        moments[:, [members[place] for place in fresh]] = measured.moments[:, fresh]
+        shifts[:, pairs] = measured.shifts
+        failures = {
+            (tensor, members[place]): why
+            for (tensor, place), why in measured.failures.items()
+            if place in fresh or why.object in _objects(comparison.members[members[place]])
+        }
         return Measurements(comparison, moments, shifts, failures)
 
 
+def _objects(member: Checkpoint) -> set[str]:
+    """How failures name the member's objects; other failures are its partner's, for which it was not read."""
+    return {redact(source.url) for source in member.sources}
+
+
 def find_reuse(comparison: Comparison, settings: Settings, store: ReportStore) -> Reuse:
-    """What the store has of the comparison. The Gram of a group is of that group alone, so nothing replaces it."""
+    """What the store has of the comparison. Products are of one group alone: no other group's replace them."""
     if comparison.anchor is not None:
         return Reuse()
     members = _fetch(store, [store.member_key(one, settings) for one in comparison.members])

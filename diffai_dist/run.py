@@ -60,12 +60,19 @@ def described(member: Member) -> dict[str, Any]:
 def comparison_document(opened: Opened) -> dict[str, Any]:
     """Members with their pinned objects, and the pairs among them; with the settings it decides every number."""
     group = opened.group
+    # An index is none of the objects that are pinned; what is wrong with it is part of the result.
+    problems = [
+        [*(failure.sentence() for failure in failures), *(one.warnings if one else ())]
+        for failures, one in zip(opened.failures, opened.checkpoints, strict=True)
+    ]
     return {
         "mode": group.mode,
         "name": group.name,
         "anchor": group.anchor,
         "elementwise": group.elementwise,
-        "members": [described(member) for member in opened.members],
+        "members": [
+            described(member) | {"problems": found} for member, found in zip(opened.members, problems, strict=True)
+        ],
         "pairs": [[pair.baseline, pair.candidate] for pair in group.pairs],
     }
 

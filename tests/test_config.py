@@ -218,7 +218,7 @@ REFUSED = {
     ),
     "baseline for nothing": (
         "checkpoints: a\nbaseline: b\n",
-        "n.yaml:2:11: baseline is for pairs: vs-baseline only; set that, or remove this line\n    baseline: b",
+        "n.yaml:2:11: baseline is for pairs: vs-baseline or all; set one of these, or remove this line\n    baseline: b",
     ),
     "elementwise": (
         "checkpoints: a\nelementwise: true\n",

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 import sweeps
 from diffai_dist.comparison import Selection
 from diffai_dist.errors import StoreError
-from diffai_dist.partials import GRAM, MOMENTS, SHIFT
+from diffai_dist.partials import MOMENTS, SHIFT
 from diffai_dist.records import Measurements
 from diffai_dist.run import Settings
 from diffai_dist.storage import Profile
@@ -76,18 +75,10 @@ def test_the_columns_are_those_of_the_partials(store: ReportStore) -> None:
     assert table["mean"].to_pylist() == made.moments["mean"][:, 0].tolist()
 
 
-def test_a_group_is_kept_by_its_anchor(store: ReportStore) -> None:
+def test_what_was_not_measured_element_by_element_is_not_kept(store: ReportStore) -> None:
     made = three(gram=True)
     save_measurements(store, made, SETTINGS)
-    members = made.comparison.members
-    found = store.load_rows(measurement_key("group 0", members, SETTINGS))
-    assert found is not None
-    assert made.grams is not None
-    for t, one in enumerate(made.comparison.aligned):
-        assert found[one.name].shape == (len(GRAM), 3, 3)
-        assert np.array_equal(found[one.name], made.grams[t])
-    assert store.load_rows(measurement_key("group 1", members, SETTINGS)) is None
-    assert store.load_rows(store.pair_key(members[0], members[1], SETTINGS)) is None  # not measured element by element
+    assert kept(store) == {store.member_key(member, SETTINGS) for member in made.comparison.members}
 
 
 def test_the_name_is_decided_by_objects_selection_and_role() -> None:
@@ -100,8 +91,6 @@ def test_the_name_is_decided_by_objects_selection_and_role() -> None:
         measurement_key("member", [a], fewer),
         measurement_key("pair", [a, b], SETTINGS),
         measurement_key("pair", [b, a], SETTINGS),
-        measurement_key("group 0", [a, b], SETTINGS),
-        measurement_key("group 1", [a, b], SETTINGS),
     ]
     assert len(set(keys)) == len(keys)
     assert measurement_key("member", [a], Settings(epsilon=1.0, analyses=("layer_impact",))) == keys[0]

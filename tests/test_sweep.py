@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 import models
-from diffai_dist import compare, storage, sweep
-from diffai_dist.errors import UsageError
+from diffai_dist import api, compare, storage, sweep
+from diffai_dist.chunks import Chunk
+from diffai_dist.errors import CheckpointError, UsageError
+from diffai_dist.report import as_records
+from diffai_dist.storage import Profile
 
 Arrays = dict[str, np.ndarray]
 
@@ -43,6 +46,11 @@ def without_pair(record: dict[str, Any]) -> dict[str, Any]:
 
 def of_pair(records: list[dict[str, Any]], *pair: str) -> list[dict[str, Any]]:
     return [record for record in records if record.get("pair") == list(pair)]
+
+
+def sharded(folder: Path, step: int) -> Path:
+    arrays = {name: np.full((8, 8), step + index, np.float32) for index, name in enumerate("abcd")}
+    return models.write_sharded(folder / f"s-{step}", arrays, 2)
 
 
 @pytest.mark.parametrize("mode", ["consecutive", "vs-first", "vs-last"])
@@ -157,3 +165,74 @@ def test_equal_objects_are_read_once(steps: list[Path], tmp_path: Path) -> None:
 def test_what_cannot_be_meant_is_refused(steps: list[Path], settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         sweep(checkpoints=pattern(steps), **settings)
+
+
+def test_a_newcomer_that_lacks_a_shard_takes_nothing_from_what_is_known(tmp_path: Path) -> None:
+    for step in range(2):
+        sharded(tmp_path, step)
+    spoiled = {name: np.full((8, 8), 1 + index, np.float32) for index, name in enumerate("abcd")}
+    spoiled["d"][0, 0] = np.nan
+    models.write_sharded(tmp_path / "s-1", spoiled, 2)
+    night = {"checkpoints": str(tmp_path / "s-*"), "store": str(tmp_path / "store")}
+    sweep(**night)
+    (sharded(tmp_path, 2) / "model-00002-of-00002.safetensors").unlink()
+    kept, fresh = sweep(**night), sweep(checkpoints=night["checkpoints"])
+    assert "1 of 2 pairs" in kept.reading.notes[0]
+    assert kept.records == fresh.records
+    assert [one.rule for one in kept.findings if one.candidate == "s-1"] == ["non-finite-appeared"]
+
+
+def test_a_newcomer_that_cannot_be_read_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in range(3):
+        sharded(tmp_path, step)
+    night = {"checkpoints": str(tmp_path / "s-*"), "store": str(tmp_path / "store")}
+    sweep(**night | {"checkpoints": str(tmp_path / "s-[01]")})
+    fill = Chunk.fill
+
+    def failing(chunk: Chunk) -> None:
+        for source, _, _ in (read for region in chunk.regions for read in region.reads):
+            if "s-2" in source.url:
+                raise CheckpointError(source.url, "disk error")
+        fill(chunk)
+
+    monkeypatch.setattr(Chunk, "fill", failing)
+    kept, fresh = sweep(**night), sweep(checkpoints=night["checkpoints"])
+    assert {one.status for one in kept.sweep.results[0].tensors} == {"changed"}
+    assert {one.status for one in kept.sweep.results[1].tensors} == {"failed"}
+    assert kept.records == fresh.records
+
+
+def test_an_index_that_breaks_after_a_finished_run_is_told(tmp_path: Path) -> None:
+    folders = [sharded(tmp_path, step) for step in range(2)]
+    night = {"checkpoints": str(tmp_path / "s-*"), "store": str(tmp_path / "store")}
+    assert sweep(**night).exit_code() == 0
+    path = folders[1] / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    del index["weight_map"]["b"]
+    path.write_text(json.dumps(index))
+    assert sweep(**night).sweep.warnings == sweep(checkpoints=night["checkpoints"]).sweep.warnings != ()
+    index["weight_map"]["nowhere"] = "model-00001-of-00002.safetensors"
+    path.write_text(json.dumps(index))
+    assert {one.code for one in sweep(**night).failures} == {"E1203"}
+
+
+@pytest.mark.parametrize(
+    "victim", ["runs/*/plan.json", "runs/*/run-*.json", "runs/*/_SUCCESS.json", "tables/tensors/*/*"]
+)
+def test_what_is_damaged_in_a_store_is_made_again(tmp_path: Path, victim: str) -> None:
+    sharded(tmp_path, 0), sharded(tmp_path, 1)
+    night = {"checkpoints": str(tmp_path / "s-*"), "store": str(tmp_path / "store")}
+    right = sweep(**night)
+    (path,) = (tmp_path / "store").glob(victim)
+    path.write_bytes(path.read_bytes()[:20])
+    assert sweep(**night).records == right.records
+    store = api.open_store(night["store"], Profile())
+    assert list(as_records(store.load(right.id))) == right.records
+    assert store.plan(right.id)["run"] == right.id
+
+
+def test_the_anchor_is_the_baseline_if_one_is_named(steps: list[Path]) -> None:
+    report = sweep(checkpoints=pattern(steps), pairs="all", baseline=str(steps[2].parent))
+    assert report.measurements is not None
+    assert report.measurements.comparison.anchor == 2
+    assert len(report.sweep.pairs) == 6

@@ -126,7 +126,8 @@ class SweepConfig:
     """What is compared with what; or a list of [baseline, candidate], each the name of a member, a path that begins
     with ./, ../, ~ or /, or a URL."""
     baseline: str | None = None
-    """Path or URL of the checkpoint with which `pairs: vs-baseline` compares all others."""
+    """Path or URL of the checkpoint with which `pairs: vs-baseline` compares all others, and from which `pairs: all`
+    measures; near the others it keeps more digits of their distances."""
     elementwise: bool = False
     """With `pairs: all`: measure each pair element by element as well."""
     select: Select = field(default_factory=Select)

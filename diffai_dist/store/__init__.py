@@ -15,6 +15,7 @@ markers of one run name results that are equally valid.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffai_dist import storage
 from diffai_dist.checkpoint import Checkpoint
-from diffai_dist.errors import StoreError
+from diffai_dist.errors import DamagedStore, StoreError
 from diffai_dist.records import Measurements, Sweep
 from diffai_dist.rows import Rows
 from diffai_dist.run import Settings
@@ -38,6 +39,8 @@ from diffai_dist.store.units import Publisher, read_units
 if TYPE_CHECKING:
     import pyarrow
 
+log = logging.getLogger(__name__)
+
 __all__ = ["TABLES", "Publisher", "ReportStore", "RunDetail", "RunState", "all_tensors", "run_document", "tensor_table"]
 
 
@@ -46,11 +49,16 @@ class ReportStore(Folder):
     """Runs below a URL; local or in a bucket."""
 
     def begin(self, plan: Mapping[str, Any]) -> dict[str, Any]:
-        """Freeze the plan of a run; the one that was there first is returned, and counts."""
+        """Freeze the plan of a run; the one that was there first is returned, and counts, unless it is damaged."""
         path = f"runs/{plan['run']}/plan.json"
         if self.fetch(path) is None:
             self.put_first(path, dump(plan))
-        frozen = self.plan(plan["run"])
+        try:
+            frozen = self.plan(plan["run"])
+        except DamagedStore as error:
+            log.warning("%s; it is written again", error)
+            self.put(path, dump(plan))
+            frozen = self.plan(plan["run"])
         asked = json.loads(json.dumps(plan))
         # What the id digests. The rest, such as when it started, may differ between attempts.
         for key in ("run", "comparison", "settings"):
@@ -71,6 +79,16 @@ class ReportStore(Folder):
         path = f"runs/{run}/_SUCCESS.json"
         data = self.fetch(path)
         return None if data is None else parse_marker(data, self.name(path))
+
+    def finished(self, run: str) -> Sweep | None:
+        """The run if it is finished and could read all. One that is damaged is open again: its marker is removed."""
+        try:
+            marker = self.marker(run)
+            return self.load(run) if marker and marker["complete"] else None
+        except DamagedStore as error:
+            log.warning("%s; the run is finished anew", error)
+            self.remove(f"runs/{run}/_SUCCESS.json")
+            return None
 
     def units(self, run: str) -> dict[str, Rows]:
         """What finished units measured, by their key: every record that verifies."""
@@ -146,6 +164,10 @@ class ReportStore(Folder):
 
     def _no_worse(self, run: str, sweep: Sweep) -> dict[str, Any] | None:
         """The marker that is there, if its run could read all, or more than this one."""
-        there = self.marker(run)
+        try:
+            there = self.marker(run)
+        except DamagedStore as error:
+            log.warning("%s; it is written again", error)
+            return None
         better = there is not None and (there["complete"] or there["failures"] < len(sweep.failures))
         return there if better else None

@@ -1,4 +1,4 @@
-"""Measurements of earlier runs: the merged partials of a member, a pair or a group, named by what was measured.
+"""Measurements of earlier runs: the merged partials of a member or a pair, named by what was measured.
 
 The name digests the pinned objects, the selection and the algorithm: same name, same numbers. A file verifies itself,
 since its bytes may change with the version of the Parquet library; what does not verify is measured again.
@@ -19,7 +19,7 @@ from diffai_dist.checkpoint import Checkpoint
 from diffai_dist.comparison import Pair
 from diffai_dist.errors import StoreError
 from diffai_dist.opening import side_by_side
-from diffai_dist.partials import ALGORITHM, GRAM, MOMENTS, SHIFT
+from diffai_dist.partials import ALGORITHM, MOMENTS, SHIFT
 from diffai_dist.records import Measurements
 from diffai_dist.run import Settings
 from diffai_dist.store.parts import AT_ONCE, Folder, Part
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Rows = Mapping[str, Any]  # by tensor name: a row of MOMENTS or SHIFT, or the planes of a Gram [6, members, members]
+Rows = Mapping[str, Any]  # by tensor name: a row of MOMENTS or SHIFT
 
 
 def measurement_key(role: str, members: Sequence[Checkpoint], settings: Settings) -> str:
-    """Digest of what was measured; the role is `member`, `pair`, or `group` with the anchor."""
+    """Digest of what was measured; the role is `member` or `pair`."""
     pinned = [[(one.url, one.size, one.version) for one in member.sources] for member in members]
     part = settings.digest_part()
     chosen = [part[key] for key in ("include", "exclude", "ignore_keys_regex")]
@@ -53,7 +53,8 @@ def load_rows(folder: Folder, key: str) -> Rows | None:
 
 
 def save_measurements(folder: Folder, measured: Measurements, settings: Settings) -> list[Part]:
-    """Keep what was measured to the last element: members, pairs, the group. Parts of it help no later run."""
+    """Keep the members and pairs that were measured to the last element. Less helps no later run, nor do the products
+    of a group: the next night has another group."""
     complete = [one for one in _complete(measured, settings) if one[1]]
     return side_by_side(lambda one: _keep(folder, *one), complete, AT_ONCE)
 
@@ -72,9 +73,6 @@ def _complete(measured: Measurements, settings: Settings) -> Iterator[tuple[str,
         if {pair.baseline, pair.candidate} <= set(whole) and all(_counted(measured, t, pair, shifts) for t in rows):
             key = measurement_key("pair", [members[pair.baseline], members[pair.candidate]], settings)
             yield key, *_chosen(measured, rows, shifts)
-    if measured.grams is not None and len(whole) == len(members):
-        key = measurement_key(f"group {comparison.anchor}", members, settings)
-        yield key, *_chosen(measured, range(len(comparison.aligned)), measured.grams)
 
 
 def _chosen(measured: Measurements, tensors: Sequence[int], rows: np.ndarray) -> tuple[list[str], np.ndarray]:
@@ -130,26 +128,18 @@ def _path(key: str) -> str:
 
 
 def _packed(names: list[str], rows: np.ndarray, key: str) -> bytes:
-    """A column per field of a partial, in the words of partials.py; of a Gram one per plane, a flat matrix a row.
+    """A column per field of a partial, in the words of partials.py.
 
     Names that are no UTF-8 are escaped in `name`, and whole in the metadata.
     """
     import pyarrow as pa
 
     columns = {"name": pa.array(map(utf8, names), pa.string())}
-    for field, values in _fields(rows).items():
-        flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-        columns[field] = flat if rows.dtype.names else pa.FixedSizeListArray.from_arrays(flat, values[0].size)
+    columns |= {field: pa.array(np.ascontiguousarray(rows[field])) for field in rows.dtype.names or ()}
     about = {"key": key, "blake2b": _mark(names, rows, key)}
     if columns["name"].to_pylist() != names:
         about["names"] = json.dumps(names)
     return parquet(pa.table(columns).replace_schema_metadata(about))
-
-
-def _fields(rows: np.ndarray) -> dict[str, np.ndarray]:
-    if rows.dtype.names:
-        return {name: rows[name] for name in rows.dtype.names}
-    return {name: rows[:, plane] for plane, name in enumerate(GRAM)}
 
 
 def _unpacked(data: bytes, key: str) -> tuple[list[str], np.ndarray] | None:
@@ -169,15 +159,10 @@ def _unpacked(data: bytes, key: str) -> tuple[list[str], np.ndarray] | None:
 
 def _rows(table: pyarrow.Table) -> np.ndarray:
     columns = {name: table[name].combine_chunks() for name in table.column_names[1:]}
-    for dtype in (MOMENTS, SHIFT):
-        if tuple(columns) == dtype.names:
-            rows = np.empty(len(table), dtype)
-            for name, column in columns.items():
-                rows[name] = column.to_numpy()
-            return rows
-    planes = [columns[name].flatten().to_numpy().reshape(len(table), -1) for name in GRAM]
-    side = int(np.sqrt(planes[0].shape[1]))
-    return np.stack(planes, axis=1).reshape(len(table), len(GRAM), side, side)
+    rows = np.empty(len(table), {dtype.names: dtype for dtype in (MOMENTS, SHIFT)}[tuple(columns)])
+    for name, column in columns.items():
+        rows[name] = column.to_numpy()
+    return rows
 
 
 def _mark(names: Sequence[str], rows: np.ndarray, key: str) -> str:

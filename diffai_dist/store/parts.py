@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffai_dist import storage
-from diffai_dist.errors import StoreError
+from diffai_dist.errors import DamagedStore, StoreError
 from diffai_dist.opening import side_by_side
 from diffai_dist.records import SCHEMA_VERSION
 from diffai_dist.storage import Profile
@@ -72,10 +72,10 @@ class Folder:
     def verified(self, part: Part, data: bytes | None) -> bytes:
         """The bytes, or an error that names the part they are not."""
         if data is None:
-            raise StoreError(f"{self.name(part.path)} is missing, though a finished run names it. {AGAIN}")
+            raise DamagedStore(f"{self.name(part.path)} is missing, though a finished run names it. {AGAIN}")
         if len(data) != part.size or digest(data) != part.blake2b:
             found = f"{len(data):,} bytes with another digest" if len(data) == part.size else f"{len(data):,} bytes"
-            raise StoreError(f"{self.name(part.path)} is damaged: {found}, expected {part.size:,} bytes. {AGAIN}")
+            raise DamagedStore(f"{self.name(part.path)} is damaged: {found}, expected {part.size:,} bytes. {AGAIN}")
         return data
 
     def listing(self, path: str = "") -> Listing:
@@ -137,5 +137,5 @@ def parts_of(marker: Mapping[str, Any]) -> list[Part]:
     return [Part(one["path"], one["size"], one["blake2b"]) for one in marker["parts"]]
 
 
-def _damaged(name: str) -> StoreError:
-    return StoreError(f"{name} is damaged: it is no document of this store. {AGAIN}")
+def _damaged(name: str) -> DamagedStore:
+    return DamagedStore(f"{name} is damaged: it is no document of this store. {AGAIN}")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diffai_dist.conclusions import Results
-from diffai_dist.errors import StoreError
+from diffai_dist.errors import DamagedStore, StoreError
 from diffai_dist.records import Result, Sweep, TensorRecord
 from diffai_dist.store.document import Document, result_of, sweep_of
 from diffai_dist.store.parts import AGAIN, Folder, Part, parse, parts_of
@@ -38,7 +38,7 @@ def load_sweep(folder: Folder, run: str, marker: Mapping[str, Any]) -> Sweep:
         results = Results(len(document["pairs"]), functools.partial(_result, document, rows), KEPT_RESULTS)
         return sweep_of(document, results)
     except (LookupError, TypeError, ValueError) as error:
-        raise StoreError(f"{name} is not as this version writes it: {error}. {AGAIN}") from error
+        raise DamagedStore(f"{name} is not as this version writes it: {error}. {AGAIN}") from error
 
 
 def _part(folder: Folder, marker: Mapping[str, Any], start: str) -> Part:
