@@ -321,6 +321,12 @@ def test_what_was_not_compared_is_on_the_first_screen() -> None:
     assert night(shown)[-1] == "compared 2 of 3 tensors in 2 pairs; not compared: 1 only in the candidate"
 
 
+def test_members_of_which_nothing_was_read_are_on_the_first_screen() -> None:
+    one = named("a", "b", result(tensor("w")))
+    shown = sweep(one, members=tuple(map(described, "abcd")))
+    assert night(shown)[-1].endswith("in 1 pair; not read: 2 unpaired checkpoints (c, d)")
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     counts=st.tuples(*[st.integers(0, 15)] * 4),

@@ -199,4 +199,11 @@ def _coverage(sweep: Sweep) -> str:
     covered = total_coverage(sweep)
     some = "all" if covered.complete else f"{covered.tensors_compared:,} of"
     line = f"compared {some} {count(covered.tensors, 'tensor')} in {count(len(sweep.pairs), 'pair')}"
-    return "; ".join((line, *not_compared(covered)))
+    alone = [f"not read: {text}" for text in _named(_unread(sweep), "unpaired checkpoint")]
+    return "; ".join((line, *not_compared(covered), *alone))
+
+
+def _unread(sweep: Sweep) -> list[Member]:
+    """Members that were opened, but are in no pair both of whose sides were: nothing is known of their weights."""
+    read = {name for pair in sweep.pairs if pair.coverage.tensors for name in (pair.baseline, pair.candidate)}
+    return [member for member in sweep.members if member.tensors and member.name not in read]
