@@ -550,7 +550,7 @@ def test_the_names_of_s3fs_that_are_used_still_mean_the_same(s3: S3Server, bucke
 
     (endpoint, method), config = run(look())
     assert (endpoint, method) == (s3.endpoint, "env")
-    assert config.max_pool_connections == 32  # type: ignore[attr-defined]
+    assert config.max_pool_connections == 128  # type: ignore[attr-defined]
     assert config.retries == {"mode": "standard", "total_max_attempts": 1}  # type: ignore[attr-defined]
     assert config.s3["addressing_style"] == "path"  # type: ignore[attr-defined]
     assert config.region_name == "us-east-1"  # type: ignore[attr-defined]

@@ -11,7 +11,8 @@ from typing import Any
 from diffai_dist.storage.source import Profile
 from diffai_dist.storage.traffic import count
 
-AT_ONCE = 6  # requests in flight per process: one S3 connection gives some 90 MB/s, an event loop 400 to 900
+AT_ONCE = 6  # long reads of a process, short ones of a thread: a connection gives some 90 MB/s, a loop 400 to 900
+LONG_BYTES = 1 << 20  # from here on a read takes bandwidth, below it waits: 16 threads may do that side by side
 CONNECT_SECONDS = 5.0
 SILENT_SECONDS = 15.0  # no byte for so long: the connection is given up
 
@@ -26,7 +27,7 @@ class Connection:
         import s3fs
 
         config: dict[str, Any] = {
-            "max_pool_connections": 32,
+            "max_pool_connections": 128,  # reads, and what the report store does beside them
             "connect_timeout": CONNECT_SECONDS,
             "read_timeout": SILENT_SECONDS,
             "retries": {"mode": "standard", "total_max_attempts": 1},  # retry.py does that
@@ -37,7 +38,7 @@ class Connection:
         if endpoint:
             config["s3"] = {"addressing_style": "path"}
         self.profile = profile
-        self.gate = asyncio.Semaphore(AT_ONCE)
+        self.gate = asyncio.Semaphore(AT_ONCE)  # for long reads
         self._counted: Any = None
         self.filesystem = s3fs.S3FileSystem(
             anon=profile.anon,

@@ -10,7 +10,7 @@ from diffai_dist.errors import CheckpointError, ShortRead, SourceChanged, Unread
 from diffai_dist.storage.loop import all_of
 from diffai_dist.storage.pieces import Filler, Piece
 from diffai_dist.storage.retry import seconds_for
-from diffai_dist.storage.s3_connection import Connection
+from diffai_dist.storage.s3_connection import AT_ONCE, LONG_BYTES, Connection
 from diffai_dist.storage.s3_errors import EXISTS, GONE, code_of
 from diffai_dist.storage.s3_retry import place, retrying
 from diffai_dist.storage.source import Source
@@ -31,12 +31,15 @@ def describe(url: str, head: Mapping[str, Any]) -> Source:
 
 async def fill_pieces(link: Connection, pieces: Sequence[Piece]) -> None:
     """Read all pieces; after the first failure nothing goes on in the background."""
-    await all_of([_read(link, piece) for piece in pieces])
+    gate = asyncio.Semaphore(AT_ONCE)
+    await all_of([_read(link, piece, gate) for piece in pieces])
 
 
-async def _read(link: Connection, piece: Piece) -> None:
-    seconds = seconds_for(piece.stop - piece.start)
-    async with link.gate:
+async def _read(link: Connection, piece: Piece, gate: asyncio.Semaphore) -> None:
+    """Long reads pass the gate of the process, short ones that of their call."""
+    size = piece.stop - piece.start
+    seconds = seconds_for(size)
+    async with link.gate if size >= LONG_BYTES else gate:
         try:
             async with asyncio.timeout(seconds):
                 await retrying(link, place(piece.source.url), lambda link: _read_once(link, piece))

@@ -22,14 +22,17 @@ def consecutive(urls: Sequence[str], unit_bytes: int | None = None) -> Plan:
     return _plan(urls, [Pair(index, index + 1) for index in range(len(urls) - 1)], None, unit_bytes)
 
 
-def all_pairs(urls: Sequence[str]) -> Plan:
-    """`sweep --pairs all`: products around the first, no elements."""
-    return _plan(urls, [Pair(*pair) for pair in itertools.combinations(range(len(urls)), 2)], 0, None)
+def all_pairs(urls: Sequence[str], elementwise: bool = False) -> Plan:
+    """`sweep --pairs all`: products around the first, and elements only where asked for."""
+    pairs = [Pair(*pair) for pair in itertools.combinations(range(len(urls)), 2)]
+    return _plan(urls, pairs, 0, None, elementwise)
 
 
-def _plan(urls: Sequence[str], pairs: Sequence[Pair], anchor: int | None, unit_bytes: int | None) -> Plan:
+def _plan(
+    urls: Sequence[str], pairs: Sequence[Pair], anchor: int | None, unit_bytes: int | None, elementwise: bool = True
+) -> Plan:
     members = tuple(Member(url, url) for url in urls)
-    group = Group(members, tuple(urls), tuple(pairs), "list", None, anchor, anchor is None)
+    group = Group(members, tuple(urls), tuple(pairs), "list", None, anchor, elementwise)
     comparison = open_group(group, Profile()).comparison(Selection())
     assert comparison is not None
     return make_plan(comparison, Profile(), unit_bytes)

@@ -6,21 +6,23 @@ import os
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from calls import in_turn, measure_all
 from diffai_dist import execute
 from diffai_dist.chunks import Chunk
 from diffai_dist.cluster import Place, engine
 from diffai_dist.pipeline import run_plan
 from diffai_dist.plan import Plan
 from diffai_dist.storage import chunk_bytes
+from lean import CREDENTIALS, serve_lean
 from plans import all_pairs, consecutive, one_pair
+from processes import warm
 from servers.moto import serve_moto
 from servers.s3server import S3Server
 from servers.swift import serve_swift, why_not
@@ -57,24 +59,12 @@ def plain_loop(plan: Plan, endpoint: str) -> None:
 def reading(plan: Plan) -> None:
     """Every range through the same storage layer, in the same threads, into the same buffers; nothing is measured."""
     with mock.patch.object(Chunk, "measure"), engine(Place(), execute.lost) as run:
-        for _ in run(execute.measure, plan.units()):
-            pass
+        measure_all(run, plan.units())
 
 
 def measuring(plan: Plan) -> None:
     """Read, measure and merge all units."""
     run_plan(plan, Place())
-
-
-def in_turn(runs: int, *actions: Callable[[], None]) -> list[list[float]]:
-    """Seconds of each action, round by round, after a warm-up of each."""
-    return [[_seconds(action) for action in actions] for _ in range(runs + 1)][1:]
-
-
-def _seconds(action: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
 
 
 def against_plain_loop(pair: Sequence[Path], runs: int) -> dict[str, float]:
@@ -87,13 +77,29 @@ def against_plain_loop(pair: Sequence[Path], runs: int) -> dict[str, float]:
     return found
 
 
-def sweep_against_reading(series: Sequence[Path], runs: int) -> dict[str, tuple[float, float]]:
-    """By server, the medians of the times of `consecutive` and `all` over that of reading all members once."""
-    found = {}
-    for name, server in running():
-        urls = upload(server, series)
-        pairs, group = consecutive(urls), all_pairs(urls)
-        times = in_turn(runs, partial(reading, pairs), partial(measuring, pairs), partial(measuring, group))
-        one, other = (statistics.median(row[index] / row[0] for row in times) for index in (1, 2))
-        found[name] = one, other
-    return found
+def lean_sweep(series: Sequence[Path], runs: int) -> tuple[float, float]:
+    """The medians of the times of `consecutive` and `all` over that of reading all members once.
+
+    Not on moto, which copies a whole object to answer with a part of it.
+    """
+    warm(series)
+    with serve_lean(series[0].parents[1]) as endpoint:
+        os.environ.update(CREDENTIALS, AWS_ENDPOINT_URL=endpoint)
+        return _over_reading([f"s3://{path.parent.name}/{path.name}" for path in series], runs)
+
+
+def swift_sweep(series: Sequence[Path], runs: int) -> tuple[float, float]:
+    """The same on Swift."""
+    with tempfile.TemporaryDirectory() as folder:
+        if reason := why_not(Path(folder)):
+            raise SystemExit(reason)
+        with serve_swift(Path(folder)) as server:
+            os.environ.update(server.storage_environment)
+            return _over_reading(upload(server, series), runs)
+
+
+def _over_reading(urls: Sequence[str], runs: int) -> tuple[float, float]:
+    pairs, group = consecutive(urls), all_pairs(urls)
+    times = in_turn(runs, partial(reading, pairs), partial(measuring, pairs), partial(measuring, group))
+    one, other = (statistics.median(row[index] / row[0] for row in times) for index in (1, 2))
+    return one, other

@@ -21,6 +21,7 @@ import numpy as np
 
 from data import write_pair
 from processes import Run, compare, in_turn, median, ours, ratio, run, warm
+from scale import late_store, many_units, two_workers
 from sweep import from_page_cache, from_s3
 
 HERE = Path(__file__).parent
@@ -111,8 +112,12 @@ ROWS: dict[str, Row] = {
     "many": many_tensors,
     "sweep-f32": from_page_cache("F32"),
     "sweep-bf16": from_page_cache("BF16"),
-    "sweep-s3-f32": from_s3("F32"),
-    "sweep-s3-bf16": from_s3("BF16"),
+    "sweep-s3-f32": from_s3("lean", "F32"),
+    "sweep-s3-bf16": from_s3("lean", "BF16"),
+    "sweep-swift-f32": from_s3("Swift", "F32"),
+    "workers": two_workers,
+    "late": late_store,
+    "units": many_units,
 }
 
 
