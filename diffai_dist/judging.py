@@ -11,7 +11,7 @@ import numpy as np
 from diffai_dist.comparison import Aligned, Comparison, Pair
 from diffai_dist.dtypes import Family
 from diffai_dist.errors import Failure
-from diffai_dist.gram import gram_changes
+from diffai_dist.gram import gram_changes, squared_norms
 from diffai_dist.partials import GRAM
 from diffai_dist.records import Change, Coverage, ErrorBound, Measurements, Side, Status, TensorRecord
 from diffai_dist.statistics import change_columns, side_columns
@@ -32,7 +32,8 @@ class _Moved:
     change: Change
     reason: str | None
     differs: bool  # in bits; only meaningful for equal dtypes
-    bound: ErrorBound | None = None  # set where it comes from the Gram
+    products: bool = False  # whether it comes from the Gram
+    bound: ErrorBound | None = None  # where it does, and there is a number
 
 
 def tensor_records(measured: Measurements, pair_index: int, epsilon: float | None = None) -> tuple[TensorRecord, ...]:
@@ -103,19 +104,25 @@ def _by_products(measured: Measurements, tensors: Sequence[int], pair: Pair) -> 
     if not tensors or measured.grams is None:
         return
     grams = measured.grams[tensors]
-    columns = gram_changes(grams, pair)
+    columns = gram_changes(grams, pair, squared_norms(grams, measured.moments[tensors], pair))
     unknown = [field.name for field in dataclasses.fields(Change) if field.name not in columns]
     differ = (grams[:, GRAM.index("differ"), pair.baseline, pair.candidate] > 0).tolist()
     for i, differs in enumerate(differ):
         known = {name: columns[name][i] for name in ("l2", "rel_l2", "cosine_distance")}
-        error, angle = columns["l2_error"][i], columns["cosine_error"][i]
-        bound = None if error is None else ErrorBound(error, angle)
-        reason = columns["reason"][i] or ONLY_PRODUCTS
-        yield _Moved(Change(**known, **dict.fromkeys(unknown)), reason, differs, bound)
+        error, angle, relative = (columns[name][i] for name in ("l2_error", "cosine_error", "rel_l2_error"))
+        bound = None if error is None else ErrorBound(error, angle, relative)
+        reason = _name_anchor(columns["reason"][i], measured.comparison) or ONLY_PRODUCTS
+        yield _Moved(Change(**known, **dict.fromkeys(unknown)), reason, differs, True, bound)
 
 
 def _name_dtype(reason: str | None, dtype: str) -> str | None:
     return reason.replace("the dtype has", f"dtype {dtype} has") if reason else None
+
+
+def _name_anchor(reason: str | None, comparison: Comparison) -> str | None:
+    if reason is None or comparison.anchor is None:
+        return reason
+    return reason.replace("the anchor;", f"the anchor {comparison.members[comparison.anchor].url};")
 
 
 def _failed_side(tensor: Aligned, pair: Pair) -> Failure | None:
@@ -125,7 +132,7 @@ def _failed_side(tensor: Aligned, pair: Pair) -> Failure | None:
 def _failed_anchor(measured: Measurements, tensor: int, moved: _Moved | None) -> Failure | None:
     """Products of differences from an anchor that was not read to its end mean nothing."""
     anchor = measured.comparison.anchor
-    return None if moved is None or moved.bound is None or anchor is None else measured.failures.get((tensor, anchor))
+    return None if moved is None or not moved.products or anchor is None else measured.failures.get((tensor, anchor))
 
 
 def _record(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 # Goes into every stored key: other bits for the same input need another version.
-ALGORITHM = 1
+ALGORITHM = 2
 
 BLOCK = 4096  # elements whose mean is taken before their squares; blocks start at fixed places of the leaf
 
@@ -61,10 +61,11 @@ SHIFT = np.dtype(
 )
 
 # How the members of a group moved from one of them, the anchor a: planes of float64 [members, members], which merge by
-# addition. d_i = x_i - a. Entry [i, j] is over the elements that are finite in i, j and a: where nothing is
-# non-finite, aa is one number, along and norm depend on i alone. A piece without the anchor takes the first member it
-# has instead; one with a member of 64-bit integers, complex numbers or bytes fills `differ` alone. Two members:
-# |x_i - x_j|^2 = norm[i, j] + norm[j, i] - 2 dot[i, j], <x_i, x_j> = aa[i, j] + along[i, j] + along[j, i] + dot[i, j].
+# addition. d_i = x_i - a, with 0 for what is not finite in a. Entry [i, j] is over the elements that are finite in i
+# and j: where nothing is non-finite, aa is one number, along and norm depend on i alone. A piece without the anchor
+# takes the first member it has instead; one with a member of 64-bit integers, complex numbers or bytes fills `differ`
+# alone. Two members: |x_i - x_j|^2 = norm[i, j] + norm[j, i] - 2 dot[i, j],
+# <x_i, x_j> = aa[i, j] + along[i, j] + along[j, i] + dot[i, j].
 GRAM = (
     "count",  # those elements
     "differ",  # blocks in which the bytes of i and j differ, or their dtypes: 0 for equal bits; of any dtype

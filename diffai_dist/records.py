@@ -64,6 +64,7 @@ class ErrorBound:
 
     l2: float
     cosine_distance: float | None  # None where that itself is not defined
+    rel_l2: float | None = None  # likewise; more than that of l2 where the baseline's norm comes from the Gram, too
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,10 +10,11 @@ import numpy as np
 from diffai_dist.analyses.change_summary import cosine_distance
 from diffai_dist.analyses.sums import exact, relative, rolled_up, share, shifts_of
 from diffai_dist.comparison import Pair
-from diffai_dist.gram import gram_changes, whole
+from diffai_dist.gram import gram_changes, squared_norms, whole
 from diffai_dist.judging import comes_from_gram
 from diffai_dist.partials import GRAM, empty_gram
 from diffai_dist.records import Change, ErrorBound, Measurements, TensorRecord
+from diffai_dist.statistics import sound
 
 
 def whole_change(
@@ -26,7 +28,7 @@ def whole_change(
     tensors = [i for i, one in enumerate(measured.comparison.aligned) if one.name in compared]
     products = [i for i in tensors if comes_from_gram(measured, i, pair_index)]
     if products:
-        return _from_gram(measured, pair_index, products, records)
+        return _from_gram(measured, pair_index, products, sorted(set(tensors) - set(products)))
     rows = shifts_of(measured, pair_index, records)
     if not rows:
         return None, None
@@ -48,25 +50,31 @@ def whole_change(
 
 
 def _from_gram(
-    measured: Measurements, pair_index: int, products: Sequence[int], records: Sequence[TensorRecord]
+    measured: Measurements, pair_index: int, products: Sequence[int], elements: Sequence[int]
 ) -> tuple[Change, ErrorBound | None]:
     """Sums of the Grams of tensors, whatever the anchor of each: distance and angle are linear in every plane."""
+    if measured.grams is None:
+        raise ValueError("no Gram was measured")
     pair = measured.comparison.pairs[pair_index]
     sides = np.ix_((pair.baseline, pair.candidate), (pair.baseline, pair.candidate))
-    grams = [measured.grams[i][:, *sides] for i in products] if measured.grams is not None else []
-    grams += [_as_gram(row.aa, row.slope * row.aa, row.d2) for row in shifts_of(measured, pair_index, records)]
-    columns = gram_changes(whole(np.stack(grams)), Pair(0, 1))
-    l2, rel_l2, distance, error, angle = (
-        columns[name][0] for name in ("l2", "rel_l2", "cosine_distance", "l2_error", "cosine_error")
+    rows = measured.shifts[list(elements), pair_index]
+    grams = np.stack([*(measured.grams[i][:, *sides] for i in products), *map(_as_gram, rows)])
+    known = squared_norms(measured.grams[products], measured.moments[products], pair)
+    own = [np.where(sound(rows[two], rows[one]), rows[two], np.nan) for two, one in (("aa", "a1"), ("bb", "b1"))]
+    norms = np.array([[math.fsum(side) for side in np.concatenate([known, np.stack(own, axis=1)]).T.tolist()]])
+    columns = gram_changes(whole(grams), Pair(0, 1), norms)
+    l2, rel_l2, distance, error, angle, relative_error = (
+        columns[name][0] for name in ("l2", "rel_l2", "cosine_distance", "l2_error", "cosine_error", "rel_l2_error")
     )
     change = Change(l2, rel_l2, None, None, None, None, distance, None, None, None)
-    return change, None if error is None else ErrorBound(error, angle)
+    return change, None if error is None else ErrorBound(error, angle, relative_error)
 
 
-def _as_gram(aa: float, along: float, norm: float) -> np.ndarray:
+def _as_gram(row: np.void) -> np.ndarray:
     """A pair that was measured element by element, as a Gram of two whose anchor is the baseline."""
     gram: np.ndarray = empty_gram(1, 2)[0]
-    gram[GRAM.index("count")] = 1.0
-    gram[GRAM.index("aa")] = aa
-    gram[GRAM.index("along"), 1], gram[GRAM.index("norm"), 1] = along, norm
+    gram[GRAM.index("count")] = row["both"]
+    gram[GRAM.index("differ")] = row["max_abs"] > 0
+    gram[GRAM.index("aa")] = row["aa"]
+    gram[GRAM.index("along"), 1], gram[GRAM.index("norm"), 1] = float(row["slope"]) * float(row["aa"]), row["d2"]
     return gram

@@ -110,7 +110,7 @@ changes = st.builds(
     max_abs_index=counts,
     **{field.name: floats for field in dataclasses.fields(Change) if field.name not in ("max_abs", "max_abs_index")},
 )
-bounds = st.builds(ErrorBound, st.floats(0, 1e300), floats)
+bounds = st.builds(ErrorBound, st.floats(0, 1e300), floats, floats)
 statuses = st.sampled_from(["changed", "identical", "added", "removed", "incomparable"])
 
 

@@ -30,7 +30,7 @@ from results import HOSTILE, IMPACT, MIXED, change, described, failure, named, r
 NAN = Finding("non-finite-appeared", "critical", "fc2.weight", 2, 0, "counts of NaN and infinities", "s-1", "s-2")
 STALE = Finding("stale-tensor", "high", "fc1.bias", 3, 0, "bits", "s-0", "s-1")
 FROZEN = Finding("frozen-tensors", "info", None, 1, None, "bits of all tensors")
-BOUND = ErrorBound(3e-6, 4e-12)
+BOUND = ErrorBound(3e-6, 4e-12, 2e-6)
 NAMES = [f"s-{i}" for i in range(4)]
 MATRIX = [{"checkpoint": a, **{b: 1 - abs(i - j) / 2**17 for j, b in enumerate(NAMES)}} for i, a in enumerate(NAMES)]
 
@@ -119,7 +119,7 @@ def test_the_array_goes_pair_by_pair_and_tells_each_failure_once() -> None:
 
 def test_numbers_from_the_gram_carry_their_error_bound_and_others_none() -> None:
     *before, last = [row for row in load("json", everything()) if row["kind"] == "tensor"]
-    assert (last["method"], last["error_bound"]) == ("gram", {"l2": 3e-6, "cosine_distance": 4e-12})
+    assert (last["method"], last["error_bound"]) == ("gram", {"l2": 3e-6, "cosine_distance": 4e-12, "rel_l2": 2e-6})
     assert not any("method" in row or "error_bound" in row for row in before)
 
 
@@ -321,6 +321,18 @@ def test_what_was_not_compared_is_on_the_first_screen() -> None:
     assert night(shown)[-1] == "compared 2 of 3 tensors in 2 pairs; not compared: 1 only in the candidate"
 
 
+def test_pairs_that_rounding_swallows_are_counted_on_the_first_screen() -> None:
+    near = dataclasses.replace(result(tensor("w")), whole=change(l2=1e-9), error_bound=ErrorBound(1e-8, None))
+    shown = sweep(named("a", "b", near), named("a", "c", result(tensor("w"))), mode="all")
+    assert "; 1 pair lost to rounding about the anchor: choose another --baseline" in night(shown)[-1]
+
+
+def test_the_newest_of_all_pairs_is_measured_against_neighbours() -> None:
+    far = [named(a, b, result(tensor("w"), rel_l2=rate)) for a, b, rate in [("a", "b", 0.1), ("a", "c", 9.0)]]
+    shown = sweep(*far, named("b", "c", result(tensor("w"), rel_l2=0.3)), mode="all")
+    assert "b -> c, rel_l2 0.3000, 1.5 × the median" in "\n".join(night(shown))
+
+
 def test_members_of_which_nothing_was_read_are_on_the_first_screen() -> None:
     one = named("a", "b", result(tensor("w")))
     shown = sweep(one, members=tuple(map(described, "abcd")))
@@ -411,7 +423,7 @@ def test_distances_from_the_gram_show_their_bound_and_say_once_where_they_are_fr
     assert first.split()[3:5] == ["0.0100±2e-06", "2.10e-05±4e-12"]
     assert origin == "  ± and method=gram: numbers from the Gram; --elementwise measures the rest"
     assert block(text, "Largest movers")[-1] == (
-        "  ~ w: mean=0.0018->0.0017, std=0.0518->0.0647, rel_l2=0.0200±3e-06, cosine_distance=2.10e-05±4e-12, "
+        "  ~ w: mean=0.0018->0.0017, std=0.0518->0.0647, rel_l2=0.0200±2e-06, cosine_distance=2.10e-05±4e-12, "
         "method=gram, pair=s-0->s-1"
     )
     assert "method=gram" not in render("text", series())

@@ -27,7 +27,7 @@ class Work(NamedTuple):
     spare64: np.ndarray  # uint64 [5, _ROW]: likewise, widened blocks, differences
     group: np.ndarray  # int64 [members + 1]: the roots, the anchor's first
     moves: np.ndarray  # uint64 [members + 1, _ROW]: a part of the anchor, of the others minus the anchor; zeros
-    lives: np.ndarray  # uint64 [members, _ROW]: all bits where member and anchor are finite
+    lives: np.ndarray  # uint64 [members, _ROW]: all bits where the member is finite
     planes: np.ndarray  # float64 [6, members + 1, members + 1]: GRAM of the block, by roots
 
 

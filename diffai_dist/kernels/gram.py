@@ -109,19 +109,18 @@ def _spread(
 
 @jit
 def _fill_holes(size: Word, group: np.ndarray, moves: np.ndarray, lives: np.ndarray) -> None:
-    """Fill the rows of `lives` with all bits where member and anchor are finite, else with none.
+    """Fill the rows of `lives` with all bits where the member is finite, else with none.
 
-    There the anchor becomes 0, and the others the anchor: nothing moves.
+    Elsewhere the anchor becomes 0, from which the others still differ by all of their value, and the others become the
+    anchor: they do not move. So a spoiled anchor takes nothing from what the others say of each other.
     """
-    base, known = moves[group[0]], lives[group[0]]
-    for i in range(size):
-        known[i] = _ALL_ONES if math.isfinite(real(base[i])) else np.uint64(0)
-        base[i] &= known[i]
-    for member in group[1:]:
+    base = moves[group[0]]
+    for member in group:
         values, live = moves[member], lives[member]
         for i in range(size):
-            live[i] = known[i] if math.isfinite(real(values[i])) else np.uint64(0)
-            values[i] = values[i] if live[i] else base[i]
+            live[i] = _ALL_ONES if math.isfinite(real(values[i])) else np.uint64(0)
+            if not live[i]:
+                values[i] = base[i] if member != group[0] else np.uint64(0)
 
 
 @jit

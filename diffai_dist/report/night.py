@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffai_dist.errors import Failure
-from diffai_dist.records import Member, Sweep
+from diffai_dist.records import Change, Member, Sweep
 from diffai_dist.report.columns import SHORTEST_NAME, cut, joined
 from diffai_dist.report.overview import Overview, Told
 from diffai_dist.report.pairs import by_severity, total_coverage
@@ -183,7 +183,7 @@ def _newest(tonight: Overview, width: int | None) -> list[str]:
     pair = tonight.newest
     if pair is None:
         return []
-    moves = [one.whole.rel_l2 for one in tonight.sweep.pairs if one.whole and one.whole.rel_l2 is not None]
+    moves = [one.rel_l2 for one in _moves(tonight.sweep) if one.rel_l2 is not None]
     usual = median(moves) if len(moves) > 1 else 0
     shown = relative(pair.whole, pair.error_bound) if pair.whole else "-"
     line = f"newest: {joined((pair.baseline, pair.candidate), NAME)}, rel_l2 {shown}"
@@ -195,12 +195,27 @@ def _newest(tonight: Overview, width: int | None) -> list[str]:
     return [line, _around("  moved most: ", top.name, f", rel_l2 {relative(top.change, top.error_bound)}", width)]
 
 
+def _moves(sweep: Sweep) -> list[Change]:
+    """The pairs as wholes; of all pairs those of neighbours, as the newest is one."""
+    places = {member.name: place for place, member in enumerate(sweep.members)}
+    near = [one for one in sweep.pairs if sweep.mode != "all" or places[one.candidate] - places[one.baseline] == 1]
+    return [one.whole for one in near if one.whole]
+
+
 def _coverage(sweep: Sweep) -> str:
     covered = total_coverage(sweep)
     some = "all" if covered.complete else f"{covered.tensors_compared:,} of"
     line = f"compared {some} {count(covered.tensors, 'tensor')} in {count(len(sweep.pairs), 'pair')}"
     alone = [f"not read: {text}" for text in _named(_unread(sweep), "unpaired checkpoint")]
-    return "; ".join((line, *not_compared(covered), *alone))
+    return "; ".join((line, *not_compared(covered), *_lost(sweep), *alone))
+
+
+def _lost(sweep: Sweep) -> list[str]:
+    """How many pairs are nearer to each other than rounding about the anchor can tell."""
+    bounds = ((pair.whole.l2, pair.error_bound.l2) for pair in sweep.pairs if pair.whole and pair.error_bound)
+    lost = sum(distance is not None and distance <= error > 0 for distance, error in bounds)
+    remedy = "choose another --baseline, or measure --elementwise"
+    return [f"{count(lost, 'pair')} lost to rounding about the anchor: {remedy}"] * bool(lost)
 
 
 def _unread(sweep: Sweep) -> list[Member]:

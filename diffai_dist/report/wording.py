@@ -60,7 +60,7 @@ def relative(change: Change, bound: ErrorBound | None = None) -> str:
         return "inf" if change.rel_l2 is None and change.l2 else number(change.rel_l2)
     if not change.l2:
         return f"0 (l2={bounded(0, bound.l2)})" if bound.l2 else "0"
-    return bounded(change.rel_l2, bound.l2 * (change.rel_l2 / change.l2))
+    return bounded(change.rel_l2, bound.rel_l2)
 
 
 def angle(change: Change, bound: ErrorBound | None = None) -> str:
