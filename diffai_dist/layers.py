@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from diffai_dist.analyses import SERIES
 from diffai_dist.analyses.roles import block
@@ -13,6 +14,9 @@ from diffai_dist.comparison import Comparison, Pair, Selection, compare_members,
 from diffai_dist.records import AnalysisRecord, Measurements, Member
 
 FEWEST = 2  # blocks that can be compared
+
+_OF_TRAINING = ("anchor", "task_cosine")  # what members have moved from where they began: layers began nowhere together
+_AS_LAYERS = {"checkpoint": "layer", "checkpoints": "layers"}
 
 
 def blocks_of(checkpoint: Checkpoint, selection: Selection) -> dict[str, dict[str, Tensor]]:
@@ -43,12 +47,23 @@ def layer_comparison(checkpoint: Checkpoint, selection: Selection) -> Comparison
 
 
 def layer_similarity(checkpoint: Checkpoint, measured: Measurements | None) -> AnalysisRecord:
-    """The similarity matrix of the blocks of one checkpoint."""
-    members = tuple(_members(measured)) if measured else ()
+    """The similarity matrix of the blocks of one checkpoint: they are its layers, and none has learned from another."""
     if measured is None:
-        return AnalysisRecord("similarity_matrix", {"checkpoint": checkpoint.url, "layers": len(members)})
-    record = SERIES["similarity_matrix"]()(Series(measured, members))
-    return dataclasses.replace(record, result={"checkpoint": checkpoint.url, **record.result})
+        reason = f"fewer than {FEWEST} numbered blocks, which could be compared with each other"
+        return AnalysisRecord("similarity_matrix", {"checkpoint": checkpoint.url, "reason": reason})
+    record = SERIES["similarity_matrix"]()(Series(measured, tuple(_members(measured))))
+    result = {key: _of_layers(value) for key, value in record.result.items() if key not in _OF_TRAINING}
+    findings = tuple(dataclasses.replace(one, tensor=one.candidate, candidate=None) for one in record.findings)
+    return AnalysisRecord(record.name, {"checkpoint": checkpoint.url, **result}, findings)
+
+
+def _of_layers(value: Any) -> Any:
+    """Rows about members, told as rows about layers."""
+    if not isinstance(value, list):
+        return value
+    return [
+        {_AS_LAYERS.get(key, key): cell for key, cell in row.items()} if isinstance(row, dict) else row for row in value
+    ]
 
 
 def _members(measured: Measurements) -> Iterator[Member]:

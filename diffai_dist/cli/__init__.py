@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from diffai_dist.cli import compare, stores, sweep, tools
-from diffai_dist.cli.options import SETTINGS
+from diffai_dist.cli.options import SETTINGS, Verb
 from diffai_dist.console import print_chunks
 from diffai_dist.errors import UsageError
 
@@ -41,11 +41,11 @@ _VERBS: dict[str, Callable[..., Any]] = {
     "demo": tools.demo,
 }
 for _name, _verb in _VERBS.items():
-    commands.command(_name, context_settings=SETTINGS)(_verb)
+    commands.command(_name, Verb, context_settings=SETTINGS)(_verb)
 commands.add_command(tools.config)
 
 _compare = commands.commands["compare"]
-diffai = click.Command(
+diffai = Verb(
     "diffai", {**_CONTEXT, **SETTINGS}, callback=_compare.callback, params=list(_compare.params), help=_compare.help
 )
 click.version_option(package_name="diffai-dist", prog_name="diffai")(diffai)

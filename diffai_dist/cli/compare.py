@@ -18,6 +18,7 @@ from diffai_dist.cli.options import (
     store_option,
     talk_options,
     together,
+    unit_size_option,
 )
 from diffai_dist.cli.output import Bar, Target, check_store, profile_of, say_on_stderr, start_logging
 from diffai_dist.errors import UsageError
@@ -37,6 +38,7 @@ compare_options = together(
     epsilon_option,
     store_option,
     exit_option,
+    unit_size_option,
     place_options,
     storage_options,
     talk_options,
@@ -87,8 +89,8 @@ def place_of(options: dict[str, Any]) -> Place:
     tls, slurm = tls_of(options), None
     if options["cluster"] == "slurm":
         slurm = Slurm(options["jobs"] or 1, options["cluster_config"])
-    elif options["jobs"] or options["cluster_config"]:
-        raise UsageError("--jobs and --cluster-config say what --cluster slurm submits: give that, too")
+    else:
+        refuse_jobs(options)
     return Place(
         options["workers"],
         options["scheduler"],
@@ -98,6 +100,12 @@ def place_of(options: dict[str, Any]) -> Place:
         Tls(*tls) if tls else None,
         slurm,
     )
+
+
+def refuse_jobs(options: dict[str, Any]) -> None:
+    """Raise UsageError where options say what a job is, and nothing asks for jobs."""
+    if options["jobs"] or options["cluster_config"]:
+        raise UsageError("--jobs and --cluster-config say what --cluster slurm submits: give that, too")
 
 
 def tls_of(options: dict[str, Any]) -> tuple[str, str, str] | None:

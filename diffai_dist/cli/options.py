@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -40,7 +41,6 @@ place_options = together(
     click.option("--scheduler", metavar="ADDRESS", help="Use a running dask scheduler: address, file, or `env`."),
     click.option("--threads", metavar="N", type=click.IntRange(1), help="Threads per process."),
     click.option("--memory-limit", metavar="SIZE", help="Memory of this process, or of each of the N workers."),
-    click.option("--unit-size", metavar="SIZE", help="Bytes that one task reads; changes no result."),
     click.option("--cluster", type=click.Choice(["slurm"]), help="Start workers as jobs of a batch system."),
     click.option("--cluster-config", metavar="FILE", type=click.Path(), help="What a job is: queue, cores, memory."),
     click.option("--jobs", metavar="N", type=click.IntRange(1), help="How many such jobs.  [default: 1]"),
@@ -49,10 +49,15 @@ place_options = together(
     click.option("--tls-key-file", metavar="PEM", type=click.Path(), help="Its key, if it is in a file of its own."),
 )
 
-talk_options = together(
+unit_size_option = click.option("--unit-size", metavar="SIZE", help="Bytes that one task reads; changes no result.")
+
+speech_options = together(
     click.option("-q", "--quiet", is_flag=True, help="Print nothing; exit code 1 says that something differs."),
     click.option("-v", "--verbose", count=True, help="More numbers per tensor, and a log on stderr; twice for more."),
     click.option("--no-color", is_flag=True, help="No colours (also NO_COLOR)."),
+)
+talk_options = together(
+    speech_options,
     click.option("--no-progress", is_flag=True, help="No progress on stderr."),
 )
 
@@ -66,13 +71,27 @@ output_options = together(
     click.option("--sort-by-change-magnitude", is_flag=True, help="Largest relative change first."),
 )
 
+
+def _finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.", context, parameter)
+    return value
+
+
 tensors_option = click.option(
     "--show-tensors", is_flag=True, help="In text, every tensor of every pair, not the largest movers alone."
 )
 epsilon_option = click.option(
-    "--epsilon", type=click.FloatRange(0), metavar="X", help="Differences of at most X count as none, and are said."
+    "--epsilon",
+    type=click.FloatRange(0),
+    metavar="X",
+    callback=_finite,
+    help="Differences of at most X count as none, and are said.",
 )
 store_option = click.option("--store", metavar="URL", type=click.Path(), help="Keep the run there as JSON and Parquet.")
+planned_store_option = click.option(
+    "--store", metavar="URL", type=click.Path(), help="Say what that store has already; nothing is kept."
+)
 needed_store_option = click.option(
     "--store", metavar="URL", type=click.Path(), required=True, help="The report store: a folder or a URL."
 )
@@ -83,6 +102,19 @@ format_option = click.option(
 
 # Every option can be set by the environment: --memory-limit is DIFFAI_DIST_MEMORY_LIMIT.
 SETTINGS: dict[str, Any] = {"auto_envvar_prefix": "DIFFAI_DIST"}
+
+
+class Verb(click.Command):
+    """A command that refuses empty texts: `--scheduler "$ADDRESS"` without an address is a mistake, not a default."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, then look for empty values."""
+        rest = super().parse_args(ctx, args)
+        for parameter in self.params:
+            value = ctx.params.get(parameter.name or "")
+            if not ctx.resilient_parsing and (value == "" or (isinstance(value, tuple) and "" in value)):
+                raise click.BadParameter("it is empty; give a value or leave it out.", ctx, parameter)
+        return rest
 
 
 def _refuse(name: str) -> Callable[[click.Context, click.Parameter, bool], None]:

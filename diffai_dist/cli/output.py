@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from diffai_dist.records import Sweep
     from diffai_dist.report import View
     from diffai_dist.storage import Profile
+    from diffai_dist.store import ReportStore
 
 
 def profile_of(options: dict[str, Any]) -> Profile:
@@ -106,6 +107,19 @@ def check_store(url: str, profile: Profile) -> None:
         raise UsageError(f"{storage.redact(url)}: a store cannot be written over http")
     if _kind(url, profile) == "file":
         raise UsageError(f"{storage.redact(url)} is a file; name a folder for the store")
+
+
+def kept_store(url: str, profile: Profile) -> ReportStore:
+    """A store that is there: where nothing is, an answer of no runs would hide a mistyped name."""
+    from diffai_dist import storage
+    from diffai_dist.api import open_store
+    from diffai_dist.terminal import escape
+
+    check_store(url, profile)
+    path = storage.check_url(url)
+    if not storage.is_remote(path) and not Path(path).is_dir():  # a bucket has no folders that could be missing
+        raise UsageError(f"{escape(path, None)}: there is no such folder, so no store")
+    return open_store(url, profile)
 
 
 class Bar:

@@ -7,14 +7,15 @@ from typing import Any
 import click
 
 from diffai_dist.cli.options import (
+    exit_option,
     format_option,
     needed_store_option,
     output_options,
+    speech_options,
     storage_options,
-    talk_options,
     tensors_option,
 )
-from diffai_dist.cli.output import Target, profile_of
+from diffai_dist.cli.output import Target, kept_store, profile_of, start_logging
 from diffai_dist.console import print_chunks
 
 
@@ -24,10 +25,9 @@ from diffai_dist.console import print_chunks
 @storage_options
 def status(run: str | None, store: str, output: str, **options: Any) -> int:
     """Runs of a store: how far, what failed. With RUN (an id, its beginning, or `latest`) that one in detail."""
-    from diffai_dist.api import open_store
     from diffai_dist.listing import run_detail, run_list
 
-    kept = open_store(store, profile_of(options))
+    kept = kept_store(store, profile_of(options))
     print_chunks(run_detail(kept.detail(run), output) if run else run_list(kept.runs(), output))
     return 0
 
@@ -36,20 +36,23 @@ def status(run: str | None, store: str, output: str, **options: Any) -> int:
 @needed_store_option
 @output_options
 @tensors_option
+@exit_option
 @storage_options
-@talk_options
+@speech_options
 def report(run: str, store: str, **options: Any) -> int:
     """Show a finished run again, from the store alone. RUN is an id, its beginning, or `latest`."""
-    from diffai_dist.api import open_store
     from diffai_dist.errors import CheckpointError
 
+    start_logging(options["verbose"])
     target = Target(options, profile_of(options))
-    kept = open_store(store, profile_of(options))
+    kept = kept_store(store, profile_of(options))
     name = kept.resolve(run)
     found = kept.load(name)
     earlier = kept.latest_before(kept.plan(name)) if found.mode else None
     if not options["quiet"] or target.path:
         target.write(found, target.view(kept.load(earlier) if earlier else None))
+    if found.differs and (options["exit_code"] or options["quiet"]):
+        return 1
     return 0 if found.complete else CheckpointError.exit_code
 
 
@@ -66,10 +69,9 @@ def report(run: str, store: str, **options: Any) -> int:
 @storage_options
 def query(store: str, sql: str, output: str, **options: Any) -> int:
     """Ask the history of a store in SQL: tables runs, members, pairs, tensors, findings. Needs the `sql` extra."""
-    from diffai_dist.api import open_store
     from diffai_dist.listing import query_rows
 
-    print_chunks(query_rows(open_store(store, profile_of(options)).query(sql), output))
+    print_chunks(query_rows(kept_store(store, profile_of(options)).query(sql), output))
     return 0
 
 
@@ -79,8 +81,7 @@ def query(store: str, sql: str, output: str, **options: Any) -> int:
 @storage_options
 def gc(store: str, older_than: str, dry_run: bool, **options: Any) -> int:
     """Remove from a store what nothing refers to: units of finished runs, parts that no marker names."""
-    from diffai_dist.api import open_store
     from diffai_dist.listing import age, removed_lines
 
-    print_chunks(removed_lines(open_store(store, profile_of(options)).clean(age(older_than), dry_run=dry_run), dry_run))
+    print_chunks(removed_lines(kept_store(store, profile_of(options)).clean(age(older_than), dry_run=dry_run), dry_run))
     return 0

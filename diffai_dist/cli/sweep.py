@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from diffai_dist.cli.compare import place_of, tls_of
+from diffai_dist.cli.compare import place_of, refuse_jobs, tls_of
 from diffai_dist.cli.options import (
     analysis_options,
     chosen_analyses,
@@ -20,16 +21,18 @@ from diffai_dist.cli.options import (
     needed_store_option,
     output_options,
     place_options,
+    planned_store_option,
     selection_options,
     storage_options,
     store_option,
     talk_options,
     tensors_option,
     together,
+    unit_size_option,
 )
-from diffai_dist.cli.output import Bar, Target, check_store, profile_of, say_on_stderr, start_logging
+from diffai_dist.cli.output import Bar, Target, check_store, kept_store, profile_of, say_on_stderr, start_logging
 from diffai_dist.console import print_chunks
-from diffai_dist.errors import UsageError
+from diffai_dist.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from diffai_dist.api import Report
@@ -38,12 +41,19 @@ if TYPE_CHECKING:
     from diffai_dist.records import Sweep
     from diffai_dist.run import Settings
 
+log = logging.getLogger(__name__)
+
 MODES = ("consecutive", "vs-first", "vs-last", "vs-baseline", "all")
 
 checkpoint_options = together(
     click.argument("checkpoints", nargs=-1, required=True, type=click.Path()),
     click.option("--pairs", metavar="CHOICE", help=f"{', '.join(MODES)}, or A:B,C:D with names of members."),
-    click.option("--baseline", metavar="URL", type=click.Path(), help="What vs-baseline compares all others with."),
+    click.option(
+        "--baseline",
+        metavar="URL",
+        type=click.Path(),
+        help="What vs-baseline compares all others with; the anchor of `all`.",
+    ),
     click.option("--elementwise", is_flag=True, help="With --pairs all: measure every pair element by element, too."),
     click.option("--since", metavar="WHEN", help="First step, or date: 1000, 2026-11-01, 7d, 12h, yesterday, today."),
     click.option("--until", metavar="WHEN", help="Last step or date, likewise."),
@@ -77,19 +87,26 @@ def asked(checkpoints: tuple[str, ...], options: dict[str, Any]) -> SweepConfig:
         if context.get_parameter_source(name) not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
     }
     settings = {_SETTINGS[name]: value for name, value in given.items() if name in _SETTINGS}
-    if given.get("pairs"):
+    if "pairs" in given:
         settings["pairs"] = _pairs(given["pairs"])
     if analyses := chosen_analyses(options):
         settings["analyses"] = analyses
     if tls := tls_of(options):
         settings["cluster.tls"] = dict(zip(("ca_file", "cert_file", "key_file"), tls, strict=True))
-    if options["cluster"] == "slurm":
-        if not options["cluster_config"]:
-            raise UsageError("--cluster slurm needs --cluster-config FILE: queue, cores and memory of a job")
-        settings["cluster.slurm"] = {"config": options["cluster_config"], "jobs": options["jobs"] or 1}
-    if _is_config(checkpoints):
-        return merged(load(checkpoints[0], os.environ, known_analyses()), settings)
-    return merged(SweepConfig(checkpoints=checkpoints), settings)
+    in_file = _is_config(checkpoints)
+    config = load(checkpoints[0], os.environ, known_analyses()) if in_file else SweepConfig(checkpoints=checkpoints)
+    return merged(config, settings | _slurm(options, config))
+
+
+def _slurm(options: dict[str, Any], config: SweepConfig) -> dict[str, Any]:
+    """The jobs that the options ask for, in place of those of the file."""
+    given = {"cluster.slurm.jobs": options["jobs"], "cluster.slurm.config": options["cluster_config"]}
+    if config.cluster.slurm is not None:
+        return given
+    if options["cluster"] is None:
+        refuse_jobs(options)
+        return {}
+    return given | {"cluster.slurm.jobs": options["jobs"] or 1}
 
 
 def _is_config(checkpoints: tuple[str, ...]) -> bool:
@@ -103,7 +120,11 @@ def _pairs(text: str) -> str | tuple[tuple[str, ...], ...]:
     """A way to choose pairs, or the pairs themselves: `a:b,b:c`. URLs hold colons, so these take names."""
     if ":" not in text:
         return text
-    return tuple(tuple(pair.split(":")) for pair in text.split(","))
+    pairs = tuple(tuple(name.strip() for name in pair.split(":")) for pair in text.split(","))
+    for pair in pairs:
+        if len(pair) != 2 or not all(pair):
+            raise UsageError(f"--pairs {text!r}: write A:B,C:D; {':'.join(pair)!r} is no pair of two names")
+    return pairs
 
 
 @checkpoint_options
@@ -114,6 +135,7 @@ def _pairs(text: str) -> str | tuple[tuple[str, ...], ...]:
 @epsilon_option
 @store_option
 @exit_option
+@unit_size_option
 @place_options
 @storage_options
 @talk_options
@@ -151,14 +173,18 @@ def _run(group: Group, settings: Settings, store: str | None, target: Target, op
 
 
 def _before(report: Report, store: str | None) -> Sweep | None:
-    """The run of the night before, from the store."""
+    """The run of the night before, from the store; what is wrong with it does not cost this night's result."""
     from diffai_dist.api import open_store
 
     if store is None or report.store_error:
         return None
     kept = open_store(store, report.settings.profile)
-    earlier = kept.latest_before(kept.plan(report.id))
-    return kept.load(earlier) if earlier else None
+    try:
+        earlier = kept.latest_before(kept.plan(report.id))
+        return kept.load(earlier) if earlier else None
+    except StoreError as error:
+        log.warning("%s. What is new since the night before is not known", error)
+        return None
 
 
 @click.argument("run", metavar="RUN")
@@ -175,7 +201,7 @@ def resume(run: str, store: str, **options: Any) -> int:
 
     start_logging(options["verbose"])
     target = Target(options, profile_of(options))
-    check_store(store, profile_of(options))
+    run = kept_store(store, profile_of(options)).resolve(run)
     group, settings = resumed(run, store, profile_of(options), place_of(options))
     return _run(group, settings, store, target, options)
 
@@ -185,7 +211,8 @@ def resume(run: str, store: str, **options: Any) -> int:
 @analysis_options()
 @selection_options
 @epsilon_option
-@store_option
+@planned_store_option
+@unit_size_option
 @place_options
 @storage_options
 def plan(checkpoints: tuple[str, ...], output: str, **options: Any) -> int:
