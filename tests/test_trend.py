@@ -128,6 +128,16 @@ def test_a_parameter_beyond_float64_is_none() -> None:
     assert fit.parameters == {"c": None, "p": pytest.approx(-6931, rel=1e-3)}
 
 
+def test_no_law_is_fitted_to_rounding() -> None:
+    times, noise = np.arange(1.0, 13.0), np.random.default_rng(0).normal(size=12)
+    level = 3000.0 * (1.0 + 1e-14 * noise)
+    assert distance_fits(level, times, 1e-13) == []
+    assert len(distance_fits(level, times, 1e-16)) == 2
+    found = update_fits(level * np.exp(1e-14 * times), times, 1e-13)
+    assert best(found) == "u = u_mean"
+    assert by_law(found)["u = u_mean"].aicc == pytest.approx(12 * math.log(1e-26) + 4 + 12 / 9)
+
+
 def test_a_law_is_chosen_only_where_there_are_points_enough_for_all() -> None:
     times = np.arange(1.0, 5.0)
     assert best(distance_fits(times, times)) is None

@@ -50,7 +50,7 @@ class AnomalyDetection:
         episodes = sorted(_episodes(series), key=lambda one: (one.first, one.tensor))
         result: dict[str, Any] = {
             "tensors": int((series.non_finite >= 0).any(axis=1).sum()),
-            "unread": int((~series.read & (series.sizes >= 0)).any(axis=1).sum()),
+            "unread": int(series.unread.any(axis=1).sum()),
             "undecoded": int((series.read & ~series.decoded).any(axis=1).sum()),
             "episodes": [_row(series, one) for one in episodes],
         }

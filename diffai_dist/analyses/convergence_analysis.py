@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ CONFOUND = (
     "movement only: the schedule of the learning rate and weight decay shape the size of updates as much as anything, "
     "and weights tell neither"
 )
+_LOST = (
+    "{} updates and {} angles between updates are lost to rounding about the anchor: choose another with --baseline, "
+    "or measure --pairs all --elementwise"
+)
 _LABELS = "a label of the trend needs {} updates that moved; there are {}"
 
 
@@ -30,6 +35,8 @@ class ConvergenceAnalysis:
     the movement in its two main directions. The trend is Mann-Kendall's of log u per step, its slope Sen's. Labels:
     oscillating, shrinking, growing, stationary (no trend, and a slope that is small for sure), else insufficient.
     Checkpoints that hold less than half of the tensors with products are left out, then tensors not in all others.
+    Distances are those of pairs measured element by element, else of the Gram. What may be nothing but rounding is
+    null: where an update is, there is neither label nor law, for the small ones are those that are missing.
     """
 
     name: ClassVar[str] = "convergence_analysis"
@@ -76,35 +83,39 @@ class ConvergenceAnalysis:
             "label": label,
             "path": _number(path.length),
             "displacement": _number(path.distances[-1]),
-            "straightness": _ratio(path.distances[-1], path.length),
+            "straightness": path.straightness(),
             "plane_share": path.plane_share(),
             "median_cosine": path.median_cosine(),
             "trend_p": trend.p if trend else None,
             "trend_s": trend.s if trend else None,
             "log_slope_per_step": trend.slope if trend else None,
-            "updates_that_moved": int((path.updates > 0.0).sum()),
+            "updates_that_moved": int((path.lengths > 0.0).sum()),
+            "updates_lost_to_rounding": path.lost,
+            "cosines_lost_to_rounding": path.lost_angles,
         }
 
     def _label(self, path: _Path, trend: Trend | None) -> str:
         cosine = path.median_cosine()
-        if trend is None or trend.points < self.fewest:
+        if trend is None or trend.points < self.fewest or path.lost or path.lost_angles:
             return "insufficient"
         if cosine is not None and cosine < self.oscillating:
             return "oscillating"
-        if trend.p <= self.significance and trend.slope:
+        if trend.p <= self.significance and abs(trend.slope) * path.span > path.blur:
             return "growing" if trend.slope > 0.0 else "shrinking"
         flat = trend.p > self.significance and abs(trend.slope) * path.span < self.flat
         return "stationary" if flat else "insufficient"
 
     def _cannot(self, path: _Path) -> str | None:
         """What so few checkpoints do not tell; None where they tell all that there is."""
-        moved = int((path.updates > 0.0).sum())
+        moved = int((path.lengths > 0.0).sum())
         missing = []
+        if path.lost or path.lost_angles:
+            missing.append(_LOST.format(path.lost, path.lost_angles))
         if len(path.updates) < 2:
             missing.append("two checkpoints give one update: no angle between updates, no path beside the displacement")
         if moved < self.fewest:
             missing.append(_LABELS.format(self.fewest, moved))
-        if any(fit["aicc"] is None for fit in path.fits) or not path.fits:
+        if not path.lost and (any(fit["aicc"] is None for fit in path.fits) or not path.fits):
             missing.append("too few points to choose a law of distance or of updates")
         return "; ".join(missing) or None
 
@@ -122,22 +133,28 @@ class _Path:
     def __init__(self, series: Series, members: Sequence[int], tensors: Sequence[int]) -> None:
         import numpy as np
 
-        from diffai_dist.gram import squared_distances, update_products
-        from diffai_dist.partials import GRAM
-
-        gram = series.grams(tensors)[:, :, members][:, :, :, members]
-        squares = squared_distances(gram)[0]
+        self.series, self.members, self.tensors = series, members, tensors
         self.names = [series.names[member] for member in members]
         self.axis = series.axis[list(members)]
         self.gaps = np.diff(self.axis)
-        self.dot = gram[0, GRAM.index("dot")]
-        self.products = update_products(gram)[0]
-        self.distances = np.sqrt(squares[0])
-        self.lengths = np.sqrt(np.diagonal(squares, 1))
+        self.moves = [series.distances(*ends).of(tensors) for ends in itertools.pairwise(members)]
+        self.away = [series.distances(members[0], member).of(tensors) for member in members[1:]]
+        self.lengths, self.distances = (np.array([one.value for one in row]) for row in (self.moves, self.away))
         self.length = float(self.lengths.sum())
         norms = np.array([_total(series, tensors, member) for member in members[:-1]])
         with np.errstate(all="ignore"):
             self.updates = np.where(norms > 0.0, self.lengths / norms, np.nan)
+            self.errors = np.where(norms > 0.0, np.array([one.value_error for one in self.moves]) / norms, np.nan)
+
+    @property
+    def lost(self) -> int:
+        """How many updates may be nothing but rounding."""
+        return sum(not one.known for one in self.moves)
+
+    @property
+    def blur(self) -> float:
+        """The largest relative error of a distance."""
+        return max((one.value_error / one.value for one in (*self.moves, *self.away) if one.value > 0.0), default=0.0)
 
     @property
     def span(self) -> float:
@@ -155,40 +172,74 @@ class _Path:
             return None
         return mann_kendall(np.log(self.updates[moved] / self.gaps[moved]), self.axis[:-1][moved])
 
-    def cosines(self) -> list[float | None]:
-        """Of each update with the one before; the first has none."""
-        inner = self.products.diagonal(1).tolist()
-        lengths = self.lengths.tolist()
-        return [None, *(_ratio(one, a * b) for one, a, b in zip(inner, lengths, lengths[1:], strict=False))]
+    @cached_property
+    def angles(self) -> list[tuple[float, float] | None]:
+        """Cosines between successive updates with the bounds of their errors, however large these are."""
+        from diffai_dist.analyses.lengths import cosine
+
+        skipping = zip(self.members, self.members[2:], strict=False)
+        across = [self.series.distances(*ends).of(self.tensors) for ends in skipping]
+        return [cosine(*three) for three in zip(self.moves, self.moves[1:], across, strict=False)]
+
+    @property
+    def lost_angles(self) -> int:
+        """How many angles between two updates that moved may be nothing but rounding."""
+        return sum(one is not None for one in self.angles) - sum(cosine is not None for cosine, _ in self.cosines)
+
+    @property
+    def cosines(self) -> list[tuple[float | None, float | None]]:
+        """Of each update with the one before, and the bound of its error; none for the first, nor for a lost one."""
+        from diffai_dist.analyses.lengths import BLURRED
+
+        return [(None, None), *((None, None) if one is None or one[1] > BLURRED else one for one in self.angles)]
+
+    def straightness(self) -> float | None:
+        """Displacement per path; 1 for a straight line."""
+        found = _ratio(self.distances[-1], self.length)
+        return None if found is None else min(found, 1.0)
 
     def median_cosine(self) -> float | None:
-        """Of successive updates."""
+        """Of successive updates; None where one is lost."""
         import numpy as np
 
-        known = [cosine for cosine in self.cosines() if cosine is not None]
+        if self.lost_angles:
+            return None
+        known = [cosine for cosine, _ in self.cosines if cosine is not None]
         return float(np.median(known)) if known else None
 
     def plane_share(self) -> float | None:
-        """Of the scatter around the mean, in its two main directions: the largest eigenvalues of the centred Gram."""
+        """Of the scatter around the mean, in its two main directions: the largest eigenvalues of the centred Gram.
+
+        That is -1/2 of the centred squared distances; no eigenvalue is further off than their errors (Weyl 1912).
+        """
         import numpy as np
 
-        if not np.isfinite(self.dot).all():
+        from diffai_dist.analyses.closeness import closeness
+        from diffai_dist.analyses.lengths import BLURRED
+
+        near, chosen = closeness(self.series, self.tensors), np.ix_(self.members, self.members)
+        squares, errors = near.squares[chosen], near.square_errors[chosen]
+        if not np.isfinite(squares).all():
             return None
-        centred = self.dot - self.dot.mean(axis=0)
+        centred = squares - squares.mean(axis=0)
         centred -= centred.mean(axis=1, keepdims=True)
-        powers = np.maximum(np.linalg.eigvalsh((centred + centred.T) / 2.0), 0.0)
-        return _ratio(float(powers[-2:].sum()), float(powers.sum()))
+        powers = np.maximum(np.linalg.eigvalsh((centred + centred.T) / -4.0), 0.0)
+        scatter = float(squares.sum()) / (2 * len(squares))
+        blur = float(np.sqrt((errors**2).sum()) + errors.sum() / (2 * len(squares)))
+        return _ratio(float(powers[-2:].sum()), float(powers.sum())) if blur <= BLURRED * scatter else None
 
     @cached_property
     def fits(self) -> list[dict[str, Any]]:
         """Laws of the distance from the first member and of the updates per step; the better one of each is chosen."""
         from diffai_dist.analyses.fits import best, distance_fits, update_fits
 
-        away, moved = self.distances[1:] > 0.0, self.updates > 0.0
+        if self.lost:
+            return []
+        away, moved = self.distances > 0.0, self.updates > 0.0
         times, starts = self.axis[1:] - self.axis[0], self.axis[:-1] - self.axis[0]
         families = (
-            distance_fits(self.distances[1:][away], times[away]),
-            update_fits((self.updates / self.gaps)[moved], starts[moved]),
+            distance_fits(self.distances[away], times[away], self.blur),
+            update_fits((self.updates / self.gaps)[moved], starts[moved], self.blur),
         )
         return [
             {"law": fit.law, "chosen": fit.law == best(family), "aicc": fit.aicc, "parameters": dict(fit.parameters)}
@@ -198,18 +249,21 @@ class _Path:
 
     def rows(self) -> list[dict[str, Any]]:
         """One per update."""
-        columns = (self.names, self.names[1:], self.gaps, self.updates, self.cosines(), self.distances[1:])
+        turns = zip(*self.cosines, strict=True)
+        columns = (self.names, self.names[1:], self.gaps, self.updates, self.errors, *turns, self.distances)
         return [
             {
                 "baseline": before,
                 "candidate": after,
                 "steps": float(gap),
                 "u": _number(u),
+                "u_error": _number(error),
                 "u_per_step": _ratio(u, gap),
                 "cosine_to_last": cosine,
+                "cosine_error": blur,
                 "distance_from_first": _number(distance),
             }
-            for before, after, gap, u, cosine, distance in zip(*columns, strict=False)
+            for before, after, gap, u, error, cosine, blur, distance in zip(*columns, strict=False)
         ]
 
 
@@ -235,7 +289,7 @@ def _grouped(series: Series, tensors: Sequence[int]) -> list[tuple[str, list[int
 
 
 def _total(series: Series, tensors: Sequence[int], member: int) -> float:
-    from diffai_dist.analyses.series import total
+    from diffai_dist.analyses.lengths import total
 
     return math.sqrt(total(series.norms2[list(tensors), member]))
 

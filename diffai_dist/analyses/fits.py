@@ -22,25 +22,28 @@ class Fit:
     aicc: float | None = None
 
 
-def distance_fits(distances: np.ndarray, times: np.ndarray) -> list[Fit]:
+def distance_fits(distances: np.ndarray, times: np.ndarray, error: float = 0.0) -> list[Fit]:
     """D = c t^p (p = 0.5 is a random walk, 1 a straight line) and D = a + b log t; all numbers above 0.
+
+    None where distances differ by no more than their relative error.
 
     >>> fit, _ = distance_fits(3 * np.arange(1.0, 9.0) ** 0.5, np.arange(1.0, 9.0))
     >>> {name: round(value, 6) for name, value in fit.parameters.items()}
     {'c': 3.0, 'p': 0.5}
     """
-    if len(times) < 2:
+    logs, least = np.log(distances), _least_square(error)
+    if len(times) < 2 or np.ptp(logs) <= 2.0 * error:
         return []
-    return [_power(np.log(distances), np.log(times)), _logarithm(np.log(distances), np.log(times))]
+    return [_power(logs, np.log(times), least), _logarithm(logs, np.log(times), least)]
 
 
-def update_fits(updates: np.ndarray, times: np.ndarray) -> list[Fit]:
-    """u = u_mean, and u = u0 exp(-t/tau) + u_inf; all updates above 0, times from 0 on."""
+def update_fits(updates: np.ndarray, times: np.ndarray, error: float = 0.0) -> list[Fit]:
+    """u = u_mean, and u = u0 exp(-t/tau) + u_inf; all updates above 0, times from 0 on, `error` is relative."""
     if len(times) < 2:
         return []
-    logs = np.log(updates)
-    constant = Fit("u = u_mean", {"u_mean": math.exp(logs.mean())}, _aicc(logs - logs.mean(), 1))
-    return [constant, _decay(logs, times)]
+    logs, least = np.log(updates), _least_square(error)
+    constant = Fit("u = u_mean", {"u_mean": math.exp(logs.mean())}, _aicc(logs - logs.mean(), 1, least))
+    return [constant, _decay(logs, times, least)]
 
 
 def best(fits: list[Fit]) -> str | None:
@@ -49,15 +52,15 @@ def best(fits: list[Fit]) -> str | None:
     return min(judged)[1] if judged and len(judged) == len(fits) else None
 
 
-def _power(logs: np.ndarray, log_times: np.ndarray) -> Fit:
+def _power(logs: np.ndarray, log_times: np.ndarray, least: float) -> Fit:
     spread = log_times - log_times.mean()
     p = float(spread @ logs / (spread @ spread))
     level = float(logs.mean() - p * log_times.mean())
     c = math.exp(level) if level < _LARGEST else None
-    return Fit("D = c t^p", {"c": c, "p": p}, _aicc(logs - level - p * log_times, 2))
+    return Fit("D = c t^p", {"c": c, "p": p}, _aicc(logs - level - p * log_times, 2, least))
 
 
-def _logarithm(logs: np.ndarray, log_times: np.ndarray) -> Fit:
+def _logarithm(logs: np.ndarray, log_times: np.ndarray, least: float) -> Fit:
     """b sets the level, so that only the ratio r = a/b needs a search, among those with all distances above 0."""
     start = -float(log_times.min())
 
@@ -68,10 +71,11 @@ def _logarithm(logs: np.ndarray, log_times: np.ndarray) -> Fit:
     offset = float(_least(lambda offsets: _squares(logs - shapes(offsets)), np.array(-12.0), np.array(12.0)))
     ratio = start + math.exp(offset)
     b = math.exp(float((logs - np.log(ratio + log_times)).mean()))
-    return Fit("D = a + b log t", {"a": b * ratio, "b": b}, _aicc(_centred(logs - shapes(np.array(offset))), 2))
+    residuals = _centred(logs - shapes(np.array(offset)))
+    return Fit("D = a + b log t", {"a": b * ratio, "b": b}, _aicc(residuals, 2, least))
 
 
-def _decay(logs: np.ndarray, times: np.ndarray) -> Fit:
+def _decay(logs: np.ndarray, times: np.ndarray, least: float) -> Fit:
     """u0 sets the level, so that only tau and the ratio u_inf/u0 need a search."""
     span = float(times[-1] - times[0])
 
@@ -88,7 +92,7 @@ def _decay(logs: np.ndarray, times: np.ndarray) -> Fit:
     shape = shapes(np.array(rate), np.array(floor))
     first = math.exp(float((logs - shape).mean()))
     parameters = {"u0": first, "tau": span * math.exp(rate), "u_inf": first * math.exp(floor)}
-    return Fit("u = u0 exp(-t/tau) + u_inf", parameters, _aicc(_centred(logs - shape), 3))
+    return Fit("u = u0 exp(-t/tau) + u_inf", parameters, _aicc(_centred(logs - shape), 3, least))
 
 
 def _centred(values: np.ndarray) -> np.ndarray:
@@ -111,10 +115,15 @@ def _least(squares: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: n
     return best
 
 
-def _aicc(residuals: np.ndarray, parameters: int) -> float | None:
+def _least_square(error: float) -> float:
+    """What residuals may be by rounding alone: their own, and that of the numbers whose logarithms they are of."""
+    return max(_FLOOR, error * error)
+
+
+def _aicc(residuals: np.ndarray, parameters: int, least: float) -> float | None:
     """n log(RSS/n) + 2k + 2k(k+1)/(n-k-1), the variance counted among the k (Hurvich and Tsai 1989)."""
     points, k = len(residuals), parameters + 1
     if points <= k + 1:
         return None
-    mean_square = max(float(residuals @ residuals) / points, _FLOOR)
+    mean_square = max(float(residuals @ residuals) / points, least)
     return points * math.log(mean_square) + 2 * k + 2 * k * (k + 1) / (points - k - 1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+import itertools
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,6 +25,7 @@ class Sameness:
     sizes: np.ndarray
     read: np.ndarray
     decoded: np.ndarray
+    unread: np.ndarray
 
     def between(self, i: int, j: int) -> np.ndarray:
         """SAME, DIFFERENT or UNKNOWN for each tensor.
@@ -35,31 +37,58 @@ class Sameness:
             found = self._known[i, j] = self._compare(i, j)
         return found
 
-    def classes(self, *, proven: bool) -> np.ndarray:
-        """For each tensor and member the first member that is the same; negative where it cannot be compared.
+    @cached_property
+    def equal(self) -> np.ndarray:
+        """For each tensor and member the first member with the same bits, as far as pairs that were compared tell.
 
-        Members are compared with the latest one of each class with the same dtype, shape and statistics; what is not
-        known counts as the same unless it is to be `proven`, or there are no statistics. ABSENT where there is no such
-        tensor, a number of its own below UNREAD where it was not measured.
+        What equals the same is equal. Negative where it cannot be compared: ABSENT where there is no such tensor, a
+        number of its own below UNREAD where it was not measured.
         """
         places = np.arange(self.read.shape[1])
-        classes: np.ndarray = np.where(self.read, places, np.where(self.sizes < 0, ABSENT, UNREAD - places))
-        for tensor, row in enumerate(self.read):
-            latest: dict[Hashable, dict[int, int]] = {}  # of each class, by its first member
-            for member in np.flatnonzero(row).tolist():
-                chains = latest.setdefault((self._kinds[tensor, member], self._statistics[tensor, member]), {})
-                same = (first for first, last in chains.items() if self._counts(tensor, last, member, proven))
-                first = next(same, member)
-                classes[tensor, member], chains[first] = first, member
+        classes: np.ndarray = np.where(self.read, places, np.where(self.unread, UNREAD - places, ABSENT))
+        for i, j in self._told:
+            rows = np.flatnonzero(self.between(i, j) == SAME)
+            ends = classes[rows][:, [i, j]]
+            earlier, later = ends.min(axis=1, keepdims=True), ends.max(axis=1, keepdims=True)
+            classes[rows] = np.where(classes[rows] == later, earlier, classes[rows])
+        return classes
+
+    @cached_property
+    def alike(self) -> np.ndarray:
+        """The same where equal dtype, shape and statistics count, too, unless bits were compared and differ."""
+        classes = self.equal.copy()
+        for tensor, row in enumerate(self.equal.tolist()):
+            members: dict[int, list[int]] = {}
+            for member, first in enumerate(row):
+                if first >= 0:
+                    members.setdefault(first, []).append(member)
+            looks: dict[Hashable, list[int]] = {}
+            for first, own in members.items():
+                firsts = looks.setdefault((self._kinds[tensor, first], self._statistics[tensor, first]), [])
+                others = firsts if self.decoded[tensor, first] else []
+                same = next((other for other in others if self._may_be_same(tensor, members[other], own)), None)
+                if same is None:
+                    firsts.append(first)
+                else:
+                    members[same] += own
+                    classes[tensor, own] = same
         return classes
 
     def pairs_of(self, i: int, j: int) -> list[int]:
         """Indices of the pairs measured between two members: distances and bits have no direction."""
         return [self._pairs[pair] for pair in (Pair(j, i), Pair(i, j)) if pair in self._pairs]
 
-    def _counts(self, tensor: int, i: int, j: int, proven: bool) -> bool:
-        same = int(self.between(i, j)[tensor])
-        return same == SAME or (same == UNKNOWN and not proven and bool(self.decoded[tensor, j]))
+    def _may_be_same(self, tensor: int, some: Sequence[int], others: Sequence[int]) -> bool:
+        return all(self.between(i, j)[tensor] != DIFFERENT for i in some for j in others)
+
+    @property
+    def _told(self) -> Iterable[tuple[int, int]]:
+        """Pairs of members about which more than statistics may be known."""
+        if self.measured.grams is not None:
+            return itertools.combinations(range(self.read.shape[1]), 2)
+        rows, members = np.nonzero(self._places != np.arange(self.read.shape[1]))
+        shared = zip(self._places[rows, members].tolist(), members.tolist(), strict=True)
+        return sorted({*shared, *((one.baseline, one.candidate) for one in self._pairs)})
 
     def _compare(self, i: int, j: int) -> np.ndarray:
         found = np.full(len(self.read), UNKNOWN, np.int8)

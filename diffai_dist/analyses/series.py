@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from diffai_dist.analyses.lengths import Distances, from_elements, from_gram
 from diffai_dist.analyses.sameness import ABSENT, DIFFERENT, SAME, UNKNOWN, Sameness
 from diffai_dist.checkpoint import Tensor
 from diffai_dist.dtypes import Family
-from diffai_dist.gram import squared_distances, update_products, whole
+from diffai_dist.gram import whole
 from diffai_dist.partials import GRAM
 from diffai_dist.records import Measurements, Member
 
@@ -76,6 +76,14 @@ class Series:
         return found
 
     @cached_property
+    def unread(self) -> np.ndarray:
+        """Which tensors are, or may be, in a member and were not measured: their shard is missing, too."""
+        lost = [[failure is not None for failure in one.unreadable] for one in self.measured.comparison.aligned]
+        missing = np.array(lost, bool).reshape(self.read.shape)
+        found: np.ndarray = ~self.read & ((self.sizes >= 0) | missing)
+        return found
+
+    @cached_property
     def decoded(self) -> np.ndarray:
         """Which tensors were measured as numbers."""
         found: np.ndarray = self.read & self._table(lambda one: one.decoder.family != Family.BYTES, False)
@@ -96,16 +104,26 @@ class Series:
             squares = parts * (moments["m2"] + moments["finite"] * moments["mean"] ** 2)
         return _finite(squares, self.decoded)
 
-    def distances2(self, i: int, j: int) -> np.ndarray:
-        """Σ (x_j - x_i)² of each tensor: as measured element by element, else out of the Gram."""
-        found = np.full(len(self.tensors), np.nan)
-        if self._distances2 is not None:
-            found = self._distances2[:, i, j].copy()
-        for pair in self.sameness.pairs_of(i, j):
-            rows = self.measured.shifts[:, pair]
-            exact = (rows["count"] == self.sizes[:, i]) & self.decoded[:, i] & self.decoded[:, j]
-            found[exact] = rows["d2"][exact]
-        return _finite(found, np.isfinite(found))
+    def distances(self, i: int, j: int) -> Distances:
+        """How far each tensor is apart in two members: as measured element by element, else out of the Gram."""
+        if (i, j) not in self._distances:
+            nobody = np.full(len(self.tensors), np.nan)
+            found = Distances(nobody, nobody)
+            if self.measured.grams is not None:
+                found = found.where(self.products[:, i] & self.products[:, j], from_gram(self.measured.grams, i, j))
+            for pair in self.sameness.pairs_of(i, j):
+                found = found.where(self.by_elements[:, pair], from_elements(self.measured.shifts[:, pair]))
+            self._distances[i, j] = self._distances[j, i] = found
+        return self._distances[i, j]
+
+    @cached_property
+    def by_elements(self) -> np.ndarray:
+        """Which tensors were measured as numbers, and to their end, in which pairs."""
+        pairs = self.measured.comparison.pairs
+        before, after = ([getattr(pair, side) for pair in pairs] for side in ("baseline", "candidate"))
+        counted = self.measured.shifts["count"] == self.sizes[:, before]
+        found: np.ndarray = counted & self.decoded[:, before] & self.decoded[:, after]
+        return found
 
     @cached_property
     def products(self) -> np.ndarray:
@@ -127,16 +145,6 @@ class Series:
         both = one[:, None, :, None] & one[:, None, None, :]
         return whole(np.where(both, self.measured.grams[chosen], 0.0))
 
-    @cached_property
-    def turns(self) -> np.ndarray:
-        """<u_t, u_t+1> of each tensor's neighbouring updates, [tensors, members - 2]."""
-        shape = len(self.tensors), max(len(self.members) - 2, 0)
-        if self.measured.grams is None or not shape[1]:
-            return np.full(shape, np.nan)
-        products = np.diagonal(update_products(self.measured.grams), 1, 1, 2)
-        usable = self.products
-        return _finite(products, usable[:, :-2] & usable[:, 1:-1] & usable[:, 2:])
-
     def same_bits(self, tensor: int, i: int, j: int) -> bool | None:
         """Whether a tensor has the same bits and dtype in two members; None where that is not known."""
         return {SAME: True, DIFFERENT: False, UNKNOWN: None}[int(self.sameness.between(i, j)[tensor])]
@@ -144,26 +152,33 @@ class Series:
     @cached_property
     def sameness(self) -> Sameness:
         """Which tensors hold the same bits in which members."""
-        return Sameness(self.measured, self.sizes, self.read, self.decoded)
+        return Sameness(self.measured, self.sizes, self.read, self.decoded, self.unread)
 
-    @cached_property
+    @property
     def alike(self) -> np.ndarray:
         """For each tensor and member the first member in which it is the same, negative where it cannot be compared.
 
         The same are equal bits, or, where bits were not compared, dtype, shape and all statistics to the last bit.
         """
-        return self.sameness.classes(proven=False)
+        return self.sameness.alike
 
-    @cached_property
+    @property
     def equal(self) -> np.ndarray:
-        """The same where only equal bits count, as far as they were compared with the latest member of a class."""
-        return self.sameness.classes(proven=True)
+        """The same where only equal bits count."""
+        return self.sameness.equal
 
     @cached_property
     def frozen(self) -> np.ndarray:
         """Which tensors never change: alike in all members that have them, and those are two at least."""
-        members = self.distinct
-        classes = self.alike[:, members]
+        return self._one_class(self.alike)
+
+    @property
+    def proven_frozen(self) -> np.ndarray:
+        """Those of them whose bits are known to be equal."""
+        return self._one_class(self.equal)
+
+    def _one_class(self, every: np.ndarray) -> np.ndarray:
+        classes = every[:, self.distinct]
         there, last = classes >= 0, classes.max(axis=1, initial=ABSENT, keepdims=True)
         still = ((classes == last) | ~there).all(axis=1) & (there.sum(axis=1) > 1)
         found: np.ndarray = still & (self.sizes.max(axis=1, initial=0) > 0)
@@ -171,15 +186,16 @@ class Series:
 
     @cached_property
     def duplicates(self) -> dict[int, int]:
-        """Members all of whose tensors are alike in an earlier member, and the first such one."""
+        """Members all of whose tensors are alike in an earlier one, and the first such one, by bits if in any."""
         found: dict[int, int] = {}
         for member in range(1, len(self.members)):
             own = self.alike[:, member]
             if (own < ABSENT).any() or not (self.sizes[:, member] > 0).any():
                 continue
-            same = (self.alike[:, :member] == own[:, None]).all(axis=0)
-            if same.any():
-                found[member] = int(same.argmax())
+            same = [one for one in range(member) if (self.alike[:, one] == own).all()]
+            proven = [one for one in same if self.proven(range(len(self.tensors)), one, member)]
+            if same:
+                found[member] = (proven or same)[0]
         return found
 
     @cached_property
@@ -212,19 +228,8 @@ class Series:
         return np.array(rows, type(missing)).reshape(len(rows), len(self.members))
 
     @cached_property
-    def _distances2(self) -> np.ndarray | None:
-        if self.measured.grams is None:
-            return None
-        both = self.products[:, :, None] & self.products[:, None, :]
-        return _finite(squared_distances(self.measured.grams), both)
-
-
-def total(values: np.ndarray) -> float:
-    """The sum, rounded once; NaN where it is no finite float64, or where there is nothing to add."""
-    try:
-        return math.fsum(values.tolist()) if values.size else math.nan
-    except (OverflowError, ValueError):
-        return math.nan
+    def _distances(self) -> dict[tuple[int, int], Distances]:
+        return {}
 
 
 def _finite(values: np.ndarray, known: np.ndarray) -> np.ndarray:

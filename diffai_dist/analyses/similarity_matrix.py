@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +13,7 @@ from diffai_dist.records import AnalysisRecord, Finding
 if TYPE_CHECKING:
     import numpy as np
 
+    from diffai_dist.analyses.closeness import Closeness
     from diffai_dist.analyses.series import Series
 
 _FEWEST = 5  # members, from which on the others say what is ordinary
@@ -25,9 +26,11 @@ class SimilarityMatrix:
     """How alike the checkpoints of a group are: cosine and relative distance of each two, overall and per role.
 
     cosine_distance is 1 - cos of the angle between all weights of two members, relative_distance ‖x_j - x_i‖ / ‖x_i‖ of
-    row i and column j, task_cosine the cosine between what two members have moved from the anchor. All come from the
-    Gram of the group; bounds of their rounding are the largest of each matrix. The order puts clusters together, by
-    average linkage of ‖x_j - x_i‖ / sqrt(‖x_i‖ ‖x_j‖). A cell is over the tensors that both members have.
+    row i and column j, task_cosine the cosine between what two members have moved from the anchor. They come from the
+    Gram of the group, but for pairs that were measured element by element; bounds of their rounding are the largest of
+    each matrix, and a cell that may be nothing but rounding is null. The order puts clusters together, by average
+    linkage of ‖x_j - x_i‖ / sqrt(‖x_i‖ ‖x_j‖). A cell is over the tensors that both members have; task_cosine leaves
+    out those that are not finite in the anchor.
     A small task cosine is no alarm: task vectors of different tasks are close to orthogonal.
     """
 
@@ -42,20 +45,23 @@ class SimilarityMatrix:
         """Matrices as rows that begin with their checkpoint, and one column per checkpoint."""
         if not series.products.any():
             return AnalysisRecord(self.name, {"reason": "no products of the group were measured"})
-        changes = _matrices(series.grams(range(len(series.tensors))))
-        gaps = _gaps(changes)
+        from diffai_dist.analyses.closeness import closeness
+
+        near = closeness(series, range(len(series.tensors)))
+        gaps = _gaps(near)
         anchor = series.measured.comparison.anchor
         result: dict[str, Any] = {
             "anchor": None if anchor is None else series.names[anchor],
             "tensors": int(series.products.any(axis=1).sum()),
             "tensors_not_in_all": int((series.products.any(axis=1) & ~series.products.all(axis=1)).sum()),
             "tensors_left_out": int((~series.products.any(axis=1)).sum()),
-            "largest_cosine_distance_error": _largest(changes["cosine_error"]),
-            "largest_l2_error": _largest(changes["l2_error"]),
-            **_clusters(series, gaps),
-            "nearest": _nearest(series, gaps, changes),
-            "cosine_distance": _rows(series, changes["cosine_distance"]),
-            "relative_distance": _rows(series, changes["rel_l2"]),
+            "largest_cosine_distance_error": _largest(near.cosine_error),
+            "largest_l2_error": _largest(near.l2_error),
+            "pairs_lost_to_rounding": int(near.lost.sum()) // 2,
+            **_clusters(series, gaps, near),
+            "nearest": _nearest(series, gaps, near),
+            "cosine_distance": _rows(series, _angles(near)),
+            "relative_distance": _rows(series, _distances(near)),
             "task_cosine": _rows(series, _task_cosines(series)),
             "role_cosine_distance": list(_roles(series)),
         }
@@ -84,31 +90,31 @@ class SimilarityMatrix:
                 yield Finding("outlier", "low", None, z, self.outlier, source, None, series.names[member])
 
 
-def _matrices(gram: np.ndarray) -> Mapping[str, Cells]:
-    """Columns of gram.gram_changes for all ordered pairs of one Gram, [1, planes, members, members]."""
+def _gaps(near: Closeness) -> np.ndarray:
+    """Symmetric distances without a unit; NaN where a pair has no number. What is lost to rounding is near."""
     import numpy as np
 
-    from diffai_dist.comparison import Pair
-    from diffai_dist.gram import gram_changes
-
-    number = gram.shape[-1]
-    pairs = np.indices((number, number)).reshape(2, -1).T
-    columns = gram_changes(np.moveaxis(gram[0][:, pairs[:, :, None], pairs[:, None, :]], 1, 0), Pair(0, 1))
-    return {key: [column[i : i + number] for i in range(0, number**2, number)] for key, column in columns.items()}
-
-
-def _gaps(changes: Mapping[str, Cells]) -> np.ndarray:
-    """Symmetric distances without a unit; NaN where a pair has no number."""
-    import numpy as np
-
-    relative = np.array(changes["rel_l2"], np.float64)
-    with np.errstate(invalid="ignore"):
-        gaps: np.ndarray = np.sqrt(relative * relative.T)
+    gaps: np.ndarray = np.sqrt(near.rel_l2 * near.rel_l2.T)
     return gaps
 
 
-def _largest(cells: Cells) -> float | None:
-    return max((cell for row in cells for cell in row if cell is not None), default=None)
+def _distances(near: Closeness) -> Cells:
+    return _cells(near.rel_l2, near.lost)
+
+
+def _angles(near: Closeness) -> Cells:
+    return _cells(near.cosine_distance, near.blurred)
+
+
+def _cells(values: np.ndarray, unknown: np.ndarray) -> Cells:
+    rows = zip(values.tolist(), unknown.tolist(), strict=True)
+    return [
+        [None if lost or not math.isfinite(cell) else cell for cell, lost in zip(*row, strict=True)] for row in rows
+    ]
+
+
+def _largest(values: np.ndarray) -> float | None:
+    return max((one for one in values.ravel().tolist() if math.isfinite(one)), default=None)
 
 
 def _rows(series: Series, cells: Cells) -> list[dict[str, Any]]:
@@ -119,20 +125,20 @@ def _row(series: Series, name: str, row: Sequence[float | None]) -> dict[str, An
     return {"checkpoint": name, **dict(zip(series.names, row, strict=True))}
 
 
-def _clusters(series: Series, gaps: np.ndarray) -> dict[str, Any]:
-    """Each cluster is a run of the order, told by its first and last checkpoint."""
+def _clusters(series: Series, gaps: np.ndarray, near: Closeness) -> dict[str, Any]:
+    """Each cluster is a run of the order, told by its first and last checkpoint; no distance where one is lost."""
     import numpy as np
 
     from diffai_dist.analyses.clustering import average_linkage, order
 
     known = _complete(gaps)
-    merges = average_linkage(gaps[np.ix_(known, known)])
+    merges, lost = average_linkage(gaps[np.ix_(known, known)]), near.lost[np.ix_(known, known)]
     rows = [
         {
             "from": series.names[known[merge.left[0]]],
             "to": series.names[known[merge.right[-1]]],
             "checkpoints": len(merge.left) + len(merge.right),
-            "distance": merge.distance,
+            "distance": None if lost[np.ix_(merge.left, merge.right)].any() else merge.distance,
         }
         for merge in merges
     ]
@@ -150,30 +156,27 @@ def _complete(gaps: np.ndarray) -> list[int]:
     return known
 
 
-def _nearest(series: Series, gaps: np.ndarray, changes: Mapping[str, Cells]) -> list[dict[str, Any]]:
+def _nearest(series: Series, gaps: np.ndarray, near: Closeness) -> list[dict[str, Any]]:
     import numpy as np
 
-    rows = []
+    rows, distances, angles = [], _distances(near), _angles(near)
     for i, name in enumerate(series.names):
         others = [j for j in range(len(series.names)) if j != i and np.isfinite(gaps[i, j])]
         if others:
             j = min(others, key=lambda other: float(gaps[i, other]))
-            numbers = {
-                "relative_distance": changes["rel_l2"][i][j],
-                "cosine_distance": changes["cosine_distance"][i][j],
-            }
+            numbers = {"relative_distance": distances[i][j], "cosine_distance": angles[i][j]}
             rows.append({"checkpoint": name, "nearest": series.names[j], **numbers})
     return rows
 
 
 def _task_cosines(series: Series) -> Cells:
-    """Over the tensors that the anchor has: elsewhere another member stood in for it."""
+    """Over the tensors that are finite in the anchor: elsewhere another member, or 0, stood in for it."""
     import numpy as np
 
     from diffai_dist.partials import GRAM
 
     anchor = series.measured.comparison.anchor
-    usable = series.products & series.products[:, [anchor or 0]]
+    usable = series.products & (series.products & (series.non_finite == 0))[:, [anchor or 0]]
     gram = series.grams(range(len(series.tensors)), usable)[0]
     norm, dot, differ = (gram[GRAM.index(name)] for name in ("norm", "dot", "differ"))
     with np.errstate(all="ignore"):
@@ -184,10 +187,12 @@ def _task_cosines(series: Series) -> Cells:
 
 def _roles(series: Series) -> Iterator[dict[str, Any]]:
     """The matrix of cosine distances once more for each role that has products."""
+    from diffai_dist.analyses.closeness import closeness
+
     groups: dict[str, list[int]] = {}
     for tensor, name in enumerate(series.tensors):
         if series.products[tensor].any():
             groups.setdefault(role(name), []).append(tensor)
     for label, tensors in groups.items():
-        cells = _matrices(series.grams(tensors))["cosine_distance"]
+        cells = _angles(closeness(series, tensors))
         yield from ({"role": label, **row} for row in _rows(series, cells))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffai_dist.records import AnalysisRecord, Finding
-from diffai_dist.storage import redact
+from diffai_dist.storage import is_remote, redact
 
 if TYPE_CHECKING:
     import numpy as np
 
     from diffai_dist.analyses.series import Series
+    from diffai_dist.checkpoint import Checkpoint
+    from diffai_dist.storage import Source
 
 # As optimizers of torch, Megatron, DeepSpeed and optax name what they keep beside each weight.
 _STATE = re.compile(
@@ -26,11 +30,15 @@ _TELLING = 16  # elements; fewer may come back to old values by chance. Judgemen
 
 @dataclass(frozen=True)
 class Repeat:
-    """Tensors, by index, that a finding about a member and an earlier one, `source`, rests on; `url` of an object."""
+    """Tensors, by index, that a finding about a member and an earlier one, `source`, rests on; `url` of an object.
+
+    It is `proven` by equal bits, or else only statistics are the same.
+    """
 
     tensors: tuple[int, ...]
     source: int
     member: int
+    proven: bool
     url: str | None = None
     nbytes: int = 0
 
@@ -42,8 +50,9 @@ class StalenessCheck:
     What explains more is told first, and what it explains is not told again: a checkpoint that equals an earlier one,
     an optimizer that advances without its weights, an object (of several) none of whose tensors is new, single tensors.
     A tensor that never changes is frozen, not stale. A finding about an object has no tensor, and its URL as value.
-    The same are equal bits; where the bits of two members were not compared, equal dtype, shape and statistics to the
-    last bit, and the source of the finding says so.
+    The same are equal bits: those of one object, as compared in a pair or in the Gram, or as follows from these. Where
+    the bits of two members were not compared, but dtype, shape and all statistics are equal to the last bit, the rule
+    says `possible`, and its source how to know.
     """
 
     name: ClassVar[str] = "staleness_check"
@@ -54,7 +63,7 @@ class StalenessCheck:
 
     def __call__(self, series: Series) -> AnalysisRecord:
         """Rows for each repetition, and a finding for each that is worth one."""
-        ahead = list(_ahead(series))
+        duplicates, ahead = list(_duplicates(series)), list(_ahead(series))
         unexplained = [member for member in series.distinct if member not in {one.member for one in ahead}]
         shards = [one for member in unexplained for one in _stale_objects(series, member)]
         tensors = list(_stale_tensors(series, unexplained, shards))
@@ -63,13 +72,13 @@ class StalenessCheck:
             "frozen": int(series.frozen.sum()),
             "stale": len({tensor for one in tensors for tensor in one.tensors}),
             "unknown": _unknown(series),
-            "duplicates": [_duplicate_row(series, *pair) for pair in series.duplicates.items()],
+            "duplicates": [_duplicate_row(series, one) for one in duplicates],
             "optimizer_ahead": [_ahead_row(series, one) for one in ahead],
             "stale_objects": [_object_row(series, one) for one in shards],
             "stale_tensors": [_tensor_row(series, one) for one in tensors],
         }
         findings = (
-            *_duplicate_findings(series),
+            *(_duplicate_finding(series, one) for one in duplicates),
             *(_ahead_finding(series, one) for one in ahead),
             *(_object_finding(series, one) for one in shards),
             *self._tensor_findings(series, tensors),
@@ -79,23 +88,21 @@ class StalenessCheck:
 
     def _tensor_findings(self, series: Series, tensors: Sequence[Repeat]) -> Iterator[Finding]:
         """One finding per tensor, at the first member in which it is stale; its value says in how many it is."""
-        times: dict[int, list[Repeat]] = {}
+        times: dict[tuple[int, bool], list[Repeat]] = {}
         for one in tensors:
-            times.setdefault(one.tensors[0], []).append(one)
-        starts: dict[int, list[int]] = {}
-        for tensor, repeats in times.items():
-            starts.setdefault(repeats[0].member, []).append(tensor)
-        for member, stale in sorted(starts.items()):
+            times.setdefault((one.tensors[0], one.proven), []).append(one)
+        starts: dict[tuple[int, bool], list[list[Repeat]]] = {}
+        for (_, proven), repeats in times.items():
+            starts.setdefault((repeats[0].member, proven), []).append(repeats)
+        for _, stale in sorted(starts.items()):
             if len(stale) > self.listed:
-                source = f"stale tensors; more than listed={self.listed}: judgement"
-                sides = series.names[times[stale[0]][0].source], series.names[member]
-                yield Finding("stale-tensors", "high", None, len(stale), 0, source, *sides)
+                source = f"stale tensors; more than listed={self.listed}: judgement; {_evidence(series, stale[0][0])}"
+                yield _finding(series, stale[0][0], "stale-tensors", "high", None, len(stale), 0, source)
                 continue
-            for tensor in stale:
-                first, number = times[tensor][0], len(times[tensor])
-                source = f"members in which it is stale, by {_evidence(series, first)}"
-                sides = series.names[first.source], series.names[member]
-                yield Finding("stale-tensor", "high", series.tensors[tensor], number, 0, source, *sides)
+            for first, *others in stale:
+                source = f"members in which it is stale; {_evidence(series, first)}"
+                name = series.tensors[first.tensors[0]]
+                yield _finding(series, first, "stale-tensor", "high", name, 1 + len(others), 0, source)
 
 
 def is_state(name: str) -> bool:
@@ -107,6 +114,23 @@ def is_state(name: str) -> bool:
     return bool(_STATE.search(name.lower()[-1024:]))
 
 
+def _duplicates(series: Series) -> Iterator[Repeat]:
+    """Checkpoints that are an earlier one again, with the bytes of the objects that no other has."""
+    every = tuple(range(len(series.tensors)))
+    held = [_deleted_with(one) for one in series.measured.comparison.members] if series.duplicates else []
+    holders = Counter(source for sources in held for source in sources)
+    for member, original in series.duplicates.items():
+        freed = sum(source.size for source in held[member] if holders[source] == 1)
+        yield Repeat(every, original, member, series.proven(every, original, member), nbytes=freed)
+
+
+def _deleted_with(checkpoint: Checkpoint) -> set[Source]:
+    """Its objects. Files that are links to one file lie in one place, an object elsewhere in its own, equal or not."""
+    places = {span.source for tensor in checkpoint.tensors.values() for span in tensor.spans}
+    files = {source for source in places if not is_remote(source.url)}
+    return files | {source for source in checkpoint.sources if is_remote(source.url)}
+
+
 def _ahead(series: Series) -> Iterator[Repeat]:
     """Members in which states of the optimizer moved, the tensors, while no weight did, since the last distinct one."""
     import numpy as np
@@ -115,9 +139,10 @@ def _ahead(series: Series) -> Iterator[Repeat]:
     for before, after in itertools.pairwise(series.distinct):
         classes = series.alike[:, [before, after]]
         known = (classes >= 0).all(axis=1) & (series.sizes[:, after] > 0)
-        moved = known & (classes[:, 0] != classes[:, 1])
-        if (known & ~states).any() and not (moved & ~states).any() and moved.any():
-            yield Repeat(tuple(np.flatnonzero(moved).tolist()), before, after)
+        moved, weights = known & (classes[:, 0] != classes[:, 1]), known & ~states
+        if weights.any() and not (moved & weights).any() and moved.any():
+            proven = series.proven(np.flatnonzero(weights), before, after)
+            yield Repeat(tuple(np.flatnonzero(moved).tolist()), before, after, proven)
 
 
 def _sized(series: Series, member: int) -> list[int]:
@@ -133,7 +158,8 @@ def _stale_objects(series: Series, member: int) -> Iterator[Repeat]:
             continue
         source = _latest_equal(series, tensors, member)
         if source is not None and _told(series, tensors, source, member):
-            yield Repeat(tuple(tensors), source, member, redact(url), int(series.nbytes[tensors, member].sum()))
+            proven, nbytes = series.proven(tensors, source, member), int(series.nbytes[tensors, member].sum())
+            yield Repeat(tuple(tensors), source, member, proven, redact(url), nbytes)
 
 
 def _objects(series: Series, member: int) -> Mapping[str, list[int]]:
@@ -147,12 +173,12 @@ def _objects(series: Series, member: int) -> Mapping[str, list[int]]:
 
 
 def _latest_equal(series: Series, tensors: Sequence[int], member: int) -> int | None:
-    """The latest earlier member, no duplicate itself, in which all these tensors are the same."""
+    """The latest earlier member, no duplicate itself, in which all these tensors are the same, by bits if in any."""
     own: np.ndarray = series.alike[tensors, member]
     if (own < 0).any():
         return None
     earlier = [one for one in series.distinct if one < member and (series.alike[tensors, one] == own).all()]
-    return max(earlier, default=None)
+    return max([one for one in earlier if series.proven(tensors, one, member)] or earlier, default=None)
 
 
 def _told(series: Series, tensors: Sequence[int], source: int, member: int) -> bool:
@@ -168,7 +194,8 @@ def _stale_tensors(series: Series, members: Iterable[int], shards: Sequence[Repe
             source = _latest_equal(series, [tensor], member)
             if (tensor, member) in explained or source is None or not _told(series, [tensor], source, member):
                 continue
-            yield Repeat((tensor,), source, member, None, int(series.nbytes[tensor, member]))
+            proven, nbytes = series.proven([tensor], source, member), int(series.nbytes[tensor, member])
+            yield Repeat((tensor,), source, member, proven, None, nbytes)
 
 
 def _unknown(series: Series) -> int:
@@ -177,40 +204,51 @@ def _unknown(series: Series) -> int:
 
     number = 0
     for t in series.intervals:
-        there = (series.sizes[:, t : t + 2] >= 0).all(axis=1)
+        there = ((series.sizes >= 0) | series.unread)[:, t : t + 2].all(axis=1)
         apart = series.alike[:, t] != series.alike[:, t + 1]
         number += int((there & apart & (series.sameness.between(t, t + 1) == UNKNOWN)).sum())
     return number
 
 
 def _evidence(series: Series, one: Repeat) -> str:
-    if series.proven(one.tensors, one.source, one.member):
-        return "their bits"
-    return "all statistics to the last bit; the bits of the two were not compared"
+    if one.proven:
+        return "the bits are equal"
+    command = ["diffai-dist", "compare", *(series.members[member].url for member in (one.source, one.member))]
+    return f"statistics are equal to the last bit, bits were not compared: {shlex.join(command)}"
 
 
-def _freed(series: Series, member: int, original: int) -> int:
-    """Bytes of the objects that only the duplicate has."""
-    kept = {source.url for source in series.members[original].objects}
-    return sum(source.size for source in series.members[member].objects if source.url not in kept)
+def _finding(
+    series: Series,
+    one: Repeat,
+    rule: str,
+    severity: Literal["critical", "high"],
+    tensor: str | None,
+    value: int | str | None,
+    threshold: int | None,
+    source: str,
+) -> Finding:
+    """What is not proven is another rule, and no alarm."""
+    sides = series.names[one.source], series.names[one.member]
+    if one.proven:
+        return Finding(rule, severity, tensor, value, threshold, source, *sides)
+    return Finding(f"possible-{rule}", "medium", tensor, value, threshold, source, *sides)
 
 
-def _duplicate_row(series: Series, member: int, original: int) -> dict[str, Any]:
+def _duplicate_row(series: Series, one: Repeat) -> dict[str, Any]:
     return {
-        "checkpoint": series.names[member],
-        "equal_to": series.names[original],
-        "freed_bytes": _freed(series, member, original),
-        "proven": series.proven(range(len(series.tensors)), original, member),
+        "checkpoint": series.names[one.member],
+        "equal_to": series.names[one.source],
+        "freed_bytes": one.nbytes if one.proven else None,
+        "proven": one.proven,
     }
 
 
-def _duplicate_findings(series: Series) -> Iterator[Finding]:
-    for member, original in series.duplicates.items():
-        row = _duplicate_row(series, member, original)
-        how = "the bits" if row["proven"] else "all statistics to the last bit, not the bits,"
-        source = f"bytes that deleting {row['checkpoint']} frees; {how} of all tensors are equal"
-        sides = series.names[original], series.names[member]
-        yield Finding("duplicate-checkpoint", "critical", None, row["freed_bytes"], None, source, *sides)
+def _duplicate_finding(series: Series, one: Repeat) -> Finding:
+    evidence, sides = _evidence(series, one), (series.names[one.source], series.names[one.member])
+    if not one.proven:
+        return Finding("possible-duplicate", "medium", None, None, None, f"of all tensors {evidence}", *sides)
+    source = f"bytes that deleting {sides[1]} frees, of objects it alone has; of all tensors {evidence}"
+    return Finding("duplicate-checkpoint", "critical", None, one.nbytes, None, source, *sides)
 
 
 def _ahead_row(series: Series, one: Repeat) -> dict[str, Any]:
@@ -219,9 +257,8 @@ def _ahead_row(series: Series, one: Repeat) -> dict[str, Any]:
 
 
 def _ahead_finding(series: Series, one: Repeat) -> Finding:
-    source = "optimizer states that moved, told by their names, while no weight did"
-    sides = series.names[one.source], series.names[one.member]
-    return Finding("optimizer-ahead", "critical", None, len(one.tensors), 0, source, *sides)
+    source = f"optimizer states that moved, told by their names, while no weight did; {_evidence(series, one)}"
+    return _finding(series, one, "optimizer-ahead", "critical", None, len(one.tensors), 0, source)
 
 
 def _object_row(series: Series, one: Repeat) -> dict[str, Any]:
@@ -231,14 +268,13 @@ def _object_row(series: Series, one: Repeat) -> dict[str, Any]:
         "equal_to": series.names[one.source],
         "tensors": len(one.tensors),
         "bytes": one.nbytes,
-        "proven": series.proven(one.tensors, one.source, one.member),
+        "proven": one.proven,
     }
 
 
 def _object_finding(series: Series, one: Repeat) -> Finding:
-    source = f"all its tensors, {one.nbytes:,} bytes in {len(one.tensors)}, are equal by {_evidence(series, one)}"
-    sides = series.names[one.source], series.names[one.member]
-    return Finding("stale-object", "critical", None, one.url, None, source, *sides)
+    source = f"of all its tensors, {one.nbytes:,} bytes in {len(one.tensors)}, {_evidence(series, one)}"
+    return _finding(series, one, "stale-object", "critical", None, one.url, None, source)
 
 
 def _tensor_row(series: Series, one: Repeat) -> dict[str, Any]:
@@ -247,10 +283,17 @@ def _tensor_row(series: Series, one: Repeat) -> dict[str, Any]:
         "checkpoint": series.names[one.member],
         "equal_to": series.names[one.source],
         "bytes": one.nbytes,
+        "proven": one.proven,
     }
 
 
 def _frozen_finding(series: Series) -> Iterator[Finding]:
     if number := int(series.frozen.sum()):
+        lost = int((series.frozen & series.unread.any(axis=1)).sum())
+        unproven = int((series.frozen & ~series.proven_frozen).sum())
         source = "tensors that are the same in all members that have them"
+        if lost:
+            source += f", {lost} as far as they were read"
+        if unproven:
+            source += f", {unproven} by statistics, not bits"
         yield Finding("frozen-tensors", "info", None, number, None, source)

@@ -150,7 +150,7 @@ def _scores(jumps: np.ndarray, least: float) -> np.ndarray:
 
 def _reversals(updates: Updates, events: Sequence[Event]) -> Iterator[tuple[str, int, float]]:
     """Updates of one block that undo its last one while all other blocks go on; not those around a spike."""
-    if len(updates.blocks) < _SIBLINGS or updates.series.measured.grams is None:
+    if len(updates.blocks) < _SIBLINGS:
         return
     told = {(one.block, one.interval + after) for one in events for after in range(3)}
     inner = updates.series.intervals[:-1]

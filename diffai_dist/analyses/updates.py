@@ -8,8 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
+from diffai_dist.analyses.lengths import BLURRED, cosine, total
 from diffai_dist.analyses.roles import block
-from diffai_dist.analyses.series import Series, total
+from diffai_dist.analyses.series import Series
 
 FEWEST = 5  # members: four updates, three differences between them
 
@@ -27,8 +28,8 @@ class Updates:
 
     @cached_property
     def squares(self) -> np.ndarray:
-        """‖u_t‖² of each tensor, [tensors, updates]."""
-        columns = [self.series.distances2(t, t + 1) for t in self.series.intervals]
+        """‖u_t‖² of each tensor, [tensors, updates]; NaN also where rounding may be all that there is."""
+        columns = [self.series.distances(t, t + 1).known for t in self.series.intervals]
         return np.array(columns, np.float64).reshape(len(columns), len(self.series.tensors)).T
 
     @cached_property
@@ -49,7 +50,8 @@ class Updates:
     @property
     def left_out(self) -> dict[str, int]:
         """Updates of single tensors that take no part, by reason."""
-        there = (self.series.sizes[:, :-1] > 0) & (self.series.sizes[:, 1:] > 0)
+        held = (self.series.sizes > 0) | self.series.unread
+        there = held[:, :-1] & held[:, 1:]
         explained = there & self.explained & ~self.series.frozen[:, None]
         unmeasured = there & ~explained & ~np.isfinite(self.squares)
         return {"stale_or_non_finite": int(explained.sum()), "not_measured": int(unmeasured.sum())}
@@ -85,14 +87,14 @@ class Updates:
         return np.array([np.median(column) if column.size else np.nan for column in columns])
 
     def turn(self, tensors: Sequence[int], t: int) -> float | None:
-        """Cosine of update t with the one after it; None where it is not known."""
-        if not 0 <= t < self.series.turns.shape[1]:
+        """Cosine of update t with the one after it; None where it is not known, or rounding may have moved it."""
+        if not 0 <= t < len(self.series.intervals) - 1:
             return None
-        chosen = np.array(tensors)[self.usable[tensors, t] & self.usable[tensors, t + 1]]
-        chosen = chosen[np.isfinite(self.series.turns[chosen, t])]
-        product = total(self.series.turns[chosen, t])
-        squares = total(self.squares[chosen, t]), total(self.squares[chosen, t + 1])
-        return product / math.sqrt(squares[0]) / math.sqrt(squares[1]) if min(squares) > 0.0 else None
+        before, after, across = (self.series.distances(*ends) for ends in ((t, t + 1), (t + 1, t + 2), (t, t + 2)))
+        usable = self.usable[:, t] & self.usable[:, t + 1] & np.isfinite(across.squares)
+        chosen = np.array(tensors)[usable[tensors]]
+        found = cosine(before.of(chosen), after.of(chosen), across.of(chosen))
+        return None if found is None or found[1] > BLURRED else found[0]
 
     def share(self, tensors: Sequence[int], t: int) -> float | None:
         """Of the block in the squared update of all."""
