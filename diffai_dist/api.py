@@ -171,7 +171,7 @@ def sweep(config: str | None = None, **settings: Any) -> Report:
 
 
 def resumed(run: str, store: str, profile: Profile, place: Place) -> tuple[Group, Settings]:
-    """The question of an interrupted run, as its plan has it; only where it runs is new.
+    """The question of an interrupted run, as its plan has it; only where it runs, and what the profile says, is new.
 
     Raises SourceChanged where a checkpoint is no longer what the plan pinned: that run cannot be finished.
     """
@@ -190,7 +190,11 @@ def resumed(run: str, store: str, profile: Profile, place: Place) -> tuple[Group
         Selection(tuple(chosen["include"]), tuple(chosen["exclude"]), chosen["ignore_keys_regex"]),
         chosen["epsilon"],
         tuple(chosen["analyses"]),
-        Profile(reached["endpoint_url"], reached["anon"], reached["profile"]),
+        Profile(
+            profile.endpoint_url or reached["endpoint_url"],
+            profile.anon or reached["anon"],
+            profile.name or reached["profile"],
+        ),
         place,
         plan["unit_bytes"],
     )
@@ -216,14 +220,14 @@ def planned(group: Group, settings: Settings, store: str | None) -> dict[str, An
     opened = open_group(group, settings.profile)
     comparison = compared(opened, settings)
     if comparison is None:
-        return plan_document(opened, None, settings.place)
+        return plan_document(opened)
     kept = open_store(store, settings.profile) if store else None
     reuse = find_reuse(comparison, settings, kept) if kept else Reuse()
     plan = make_plan(reuse.remaining(comparison), settings.profile, settings.unit_bytes)
     finished = kept.units(run_id(comparison_document(opened), settings)) if kept else {}
     there = [unit.nbytes for unit in plan.units() if unit.key in finished] if finished else []
     stored = {"pairs": len(reuse.pairs), "bytes": saved_bytes(comparison, reuse), "units": len(there)}
-    return plan_document(opened, plan, fit_place(plan, settings.place), stored, sum(there))
+    return plan_document(opened, comparison, plan, fit_place(plan, settings.place), stored, sum(there))
 
 
 def _globs(globs: str | Sequence[str]) -> tuple[str, ...]:

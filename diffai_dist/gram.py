@@ -134,21 +134,6 @@ def whole(grams: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(summed), summed, np.nan)[None]
 
 
-def squared_distances(grams: np.ndarray) -> np.ndarray:
-    """‖x_j - x_i‖² of all pairs, [tensors, members, members]."""
-    norm, dot = (grams[:, GRAM.index(name)] for name in ("norm", "dot"))
-    with np.errstate(all="ignore"):
-        distances: np.ndarray = np.maximum(norm + norm.swapaxes(1, 2) - 2.0 * dot, 0.0)
-    return distances
-
-
-def update_products(grams: np.ndarray) -> np.ndarray:
-    """<u_s, u_t> of the updates u_t = x_{t+1} - x_t between neighbours, [tensors, members - 1, members - 1]."""
-    with np.errstate(all="ignore"):
-        products: np.ndarray = np.diff(np.diff(grams[:, GRAM.index("dot")], axis=1), axis=2)
-    return products
-
-
 def _sums(grams: np.ndarray, pair: Pair) -> dict[str, np.ndarray]:
     i, j = pair.baseline, pair.candidate
     planes = {name: grams[:, index] for index, name in enumerate(GRAM)}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from diffai_dist import storage
 from diffai_dist.comparison import natural
 from diffai_dist.records import SCHEMA_VERSION
-from diffai_dist.terminal import count, escape, size
+from diffai_dist.terminal import count, escape, inert, size
 
 if TYPE_CHECKING:
     from diffai_dist.checkpoint import Checkpoint
@@ -52,13 +52,13 @@ def as_text(document: Mapping[str, Any]) -> Iterator[str]:
     tensors = document["tensors"]
     yield f"{escape(document['url'], 400)}  ({document['format']})\n"
     for key, value in document["metadata"].items():
-        yield f"  {escape(key)}: {escape(value, 400)}\n"
-    names = [escape(tensor["name"], 100) for tensor in tensors]
+        yield f"  {inert(escape(key))}: {escape(value, 400)}\n"
+    names = [inert(escape(tensor["name"], 100)) for tensor in tensors]
     wide = min(max(map(len, names), default=0), 60)
     for name, tensor in zip(names, tensors, strict=True):
         yield f"  {name:<{wide}}  {escape(tensor['dtype'], 20):<8}  {tensor['shape']!s:<20}  {size(tensor['bytes'])}\n"
     for name in document["unreadable"]:
-        yield f"  {escape(name, 100)}  unreadable\n"
+        yield f"  {inert(escape(name, 100))}  unreadable\n"
     for warning in document["warnings"]:
         yield f"  warning: {escape(warning, 400)}\n"
     by_dtype = Counter({dtype: 0 for dtype in sorted({tensor["dtype"] for tensor in tensors})})
@@ -71,11 +71,17 @@ def as_text(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def plan_document(
-    opened: Opened, plan: Plan | None, place: Place, stored: Mapping[str, int] | None = None, published: int = 0
+    opened: Opened,
+    comparison: Comparison | None = None,
+    plan: Plan | None = None,
+    place: Place | None = None,
+    stored: Mapping[str, int] | None = None,
+    published: int = 0,
 ) -> dict[str, Any]:
-    """What a run of the plan would read and need, as JSON values; without a plan, why there is none.
+    """What a run would read and need, as JSON values; without a comparison, why there is none.
 
-    `stored` says what the store has of it already, `published` how many bytes of the plan that saves.
+    The plan is of what remains of the comparison: `stored` says what the store has of it already, `published` how many
+    bytes of the plan that saves.
     """
     document = {
         "schema_version": SCHEMA_VERSION,
@@ -88,20 +94,19 @@ def plan_document(
         "problems": [failure.sentence() for failure in opened.all_failures],
         "warnings": [warning for one in opened.checkpoints if one for warning in one.warnings],
     }
-    return document if plan is None else document | _reading(plan, place, opened, stored, published)
+    if comparison is None or plan is None or place is None:
+        return document
+    kinds = _pair_kinds(comparison) if opened.group.mode is None else _group_kinds(comparison)
+    reading = {"tensors": kinds, "left_out": comparison.left_out, **_reading(plan, place, published)}
+    return document | reading | ({} if stored is None else {"stored": dict(stored)})
 
 
 def _size(member: Member) -> dict[str, Any]:
     return {"objects": len(member.objects), "tensors": member.tensors, "bytes": member.nbytes}
 
 
-def _reading(
-    plan: Plan, place: Place, opened: Opened, stored: Mapping[str, int] | None, published: int
-) -> dict[str, Any]:
-    comparison = plan.comparison
-    document = {
-        "tensors": _pair_kinds(comparison) if opened.group.mode is None else _group_kinds(comparison),
-        "left_out": comparison.left_out,
+def _reading(plan: Plan, place: Place, published: int) -> dict[str, Any]:
+    return {
         "read_bytes": plan.nbytes - published,
         "shared_bytes": plan.shared_bytes,
         "requests": plan.requests,
@@ -111,7 +116,6 @@ def _reading(
         "threads": place.threads_each if place.scheduler is None else None,
         "peak_memory_bytes": plan.peak_memory(place.threads_each),
     }
-    return document if stored is None else document | {"stored": dict(stored)}
 
 
 def _pair_kinds(comparison: Comparison) -> dict[str, int]:

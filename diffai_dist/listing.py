@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from diffai_dist.errors import UsageError
-from diffai_dist.terminal import cells, count, escape, size
+from diffai_dist.terminal import cells, count, escape, inert, size
 
 if TYPE_CHECKING:
     import pyarrow
@@ -37,9 +37,10 @@ def age(text: str) -> timedelta:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> Iterator[str]:
     """Lines of columns as wide as their widest cell; `right` says which are aligned there."""
-    widths = [max(map(cells, column)) for column in zip(header, *rows, strict=True)]
+    lines = [(inert(first), *others) for first, *others in (header, *rows)]
+    widths = [max(map(cells, column)) for column in zip(*lines, strict=True)]
     sides = [*right, *[False] * (len(header) - len(right))]
-    for row in (header, *rows):
+    for row in lines:
         padded = [
             " " * (width - cells(cell)) + cell if side else cell + " " * (width - cells(cell))
             for cell, width, side in zip(row, widths, sides, strict=True)

@@ -134,6 +134,15 @@ def size(nbytes: float) -> str:
     return f"{_scaled(nbytes, unit)} {name}"
 
 
+def inert(text: str) -> str:
+    r"""Escaped text that may begin a line: a CI runner takes `::` there for a command, blanks before it or not.
+
+    >>> inert("::error::x"), inert("model::x")
+    ('\\x3a:error::x', 'model::x')
+    """
+    return text.replace(":", r"\x3a", 1) if text.lstrip().startswith("::") else text
+
+
 def count(number: int, noun: str = "") -> str:
     """A count with thousands separators, and with its noun if there is one.
 

@@ -218,7 +218,7 @@ REFUSED = {
     ),
     "baseline for nothing": (
         "checkpoints: a\nbaseline: b\n",
-        "n.yaml:2:11: baseline is for pairs: vs-baseline or all; set one of these, or remove this line\n    baseline: b",
+        "n.yaml:2:11: baseline is for pairs: vs-baseline or all; set one of them, or leave it out\n    baseline: b",
     ),
     "elementwise": (
         "checkpoints: a\nelementwise: true\n",
@@ -459,7 +459,8 @@ def test_a_choice_takes_the_place_of_what_it_rules_out() -> None:
     slurm = merged(BASE, {"cluster.slurm.jobs": 3}).cluster
     assert (slurm.slurm, slurm.scheduler, slurm.threads) == (config.Slurm(jobs=3), None, None)
     assert merged(BASE, {"pairs": "all", "elementwise": True}).elementwise
-    assert merged(BASE, {"pairs": "all"}).baseline is None
+    assert merged(BASE, {"pairs": "vs-first"}).baseline is None
+    assert merged(BASE, {"pairs": "all"}).baseline == "/b"  # the anchor
     assert merged(BASE, {"pairs": "vs-baseline"}).baseline == "/b"
     everything = merged(BASE, {"pairs": "all", "elementwise": True})
     assert merged(everything, {"pairs": "vs-first"}).elementwise is False
@@ -483,6 +484,7 @@ def test_tls_is_not_switched_off_by_the_way() -> None:
             "every wants a whole number, found the text 'y'; latest wants a whole number, found the text 'x'",
         ),
         ({"checkpoints": ()}, "checkpoints is an empty list: name at least one path, URL or pattern"),
+        ({"epsilon": float("nan")}, "epsilon: float is no text, number or list of them"),
         ({"store": object()}, "store: object is no text, number or list of them"),
         ({"store": "\udcff"}, "store: str is no text, number or list of them"),
         ({"cluster": 4, "cluster.threads": 2, "storage": 4}, "storage wants a section of settings, found the number 4"),

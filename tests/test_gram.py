@@ -21,9 +21,7 @@ from diffai_dist.gram import (
     LOST,
     TOO_SHORT,
     gram_changes,
-    squared_distances,
     squared_norms,
-    update_products,
     whole,
 )
 from diffai_dist.judging import coverage, tensor_records
@@ -288,15 +286,6 @@ def test_a_whole_beyond_float64_is_not_a_number() -> None:
     grams[:, GRAM.index("norm")] = 1.5e308
     assert math.isnan(whole(grams)[0, GRAM.index("norm"), 0, 0])
     assert whole(empty_gram(0, 2)).shape == (1, len(GRAM), 2, 2)
-
-
-def test_updates_and_distances_come_from_the_same_sums() -> None:
-    members = np.random.default_rng(5).normal(size=(5, 40))
-    grams = gram_of(*members, anchor=2)
-    updates = np.diff(members, axis=0)
-    np.testing.assert_allclose(update_products(grams)[0], updates @ updates.T, rtol=1e-12, atol=1e-12)
-    gaps = ((members[:, None] - members[None]) ** 2).sum(axis=2)
-    np.testing.assert_allclose(squared_distances(grams)[0], gaps, rtol=1e-12, atol=1e-12)
 
 
 def by_products(states: Sequence[dict[str, np.ndarray]], anchor: int = 0) -> tuple[Measurements, Measurements]:

@@ -28,7 +28,7 @@ from diffai_dist.analyses.similarity_matrix import SimilarityMatrix
 from diffai_dist.analyses.staleness_check import StalenessCheck
 from diffai_dist.analyses.update_anomaly import UpdateAnomaly
 from diffai_dist.errors import Failure
-from diffai_dist.records import AnalysisRecord, Finding
+from diffai_dist.records import AnalysisRecord, Finding, Member
 from trajectories import Weights, series_of, trained
 
 FAILURE = Failure("E1103", "s3://b/run/step-000300/model-0.safetensors", None, "8 bytes", "7 bytes", "Read it again")
@@ -516,6 +516,15 @@ def test_the_matrices_are_those_of_numpy() -> None:
     assert {row["role"] for row in result["role_cosine_distance"]} == {"up"}
     assert 0 < result["largest_cosine_distance_error"] < 1e-13
     np.testing.assert_allclose(matrix(result["role_cosine_distance"]), angles, atol=1e-12)
+
+
+def test_members_named_like_the_labels_of_a_row_do_not_take_their_place() -> None:
+    names = ["checkpoint", "role", "layer", "a", "b", "c"]
+    named = dataclasses.replace(series_of(family(), anchor=0), members=tuple(map(Member, names, names)))
+    result = SimilarityMatrix()(named).result
+    assert [row["checkpoint"] for row in result["cosine_distance"]] == names
+    columns = ["role", "checkpoint", "checkpoint/", "role/", "layer/", "a", "b", "c"]
+    assert list(result["role_cosine_distance"][0]) == columns
 
 
 @pytest.mark.parametrize("strange", [0, 3])

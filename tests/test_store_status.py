@@ -36,7 +36,7 @@ def finish(store: ReportStore, run: str, day: int = 1, sweep: Sweep | None = Non
 
 def test_an_empty_store_has_no_runs(store: ReportStore) -> None:
     assert store.runs() == []
-    with pytest.raises(UsageError, match=r"no run 'latest' .* the store holds 0 runs; diffai-dist status --store"):
+    with pytest.raises(UsageError, match=r"no run 'latest' .* The store holds 0 runs; diffai-dist status --store"):
         store.resolve("latest")
 
 

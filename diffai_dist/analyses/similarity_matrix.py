@@ -122,7 +122,9 @@ def _rows(series: Series, cells: Cells) -> list[dict[str, Any]]:
 
 
 def _row(series: Series, name: str, row: Sequence[float | None]) -> dict[str, Any]:
-    return {"checkpoint": name, **dict(zip(series.names, row, strict=True))}
+    """A column per member, beside those that say what the row is: a member of such a name gets a slash."""
+    columns = [f"{one}/" if one in ("checkpoint", "role", "layer") else one for one in series.names]
+    return {"checkpoint": name, **dict(zip(columns, row, strict=True))}
 
 
 def _clusters(series: Series, gaps: np.ndarray, near: Closeness) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def _choice_of_pairs(config: SweepConfig) -> Iterator[Problem]:
     if config.pairs == "vs-baseline" and config.baseline is None:
         yield Problem(("pairs",), "pairs: vs-baseline needs the key 'baseline', the path or URL of a checkpoint")
     if config.pairs not in ("vs-baseline", "all") and config.baseline is not None:
-        yield Problem(("baseline",), "baseline is for pairs: vs-baseline or all; set one of these, or remove this line")
+        yield Problem(("baseline",), "baseline is for pairs: vs-baseline or all; set one of them, or leave it out")
     if config.elementwise and config.pairs != "all":
         yield Problem(("elementwise",), "elementwise is for pairs: all only; all other pairs are measured so anyway")
     if not config.pairs:

@@ -31,7 +31,7 @@ def _outdone(given: Mapping[str, Any]) -> Iterator[tuple[str, None]]:
     for choice, rivals in _RIVALS.items():
         if any(name == choice or name.startswith(f"{choice}.") for name in given):
             yield from ((rival, None) for rival in rivals)
-    if given.get("pairs", "vs-baseline") != "vs-baseline":
+    if given.get("pairs", "all") not in ("vs-baseline", "all"):
         yield "baseline", None
     if given.get("pairs", "all") != "all":
         yield "elementwise", None
@@ -55,6 +55,8 @@ def _plain(path: Path, value: Any) -> Any:
     try:
         plain = TypeAdapter(Any).dump_python(value, mode="json")
         json.dumps(plain, ensure_ascii=False).encode()
+        if plain is None and value is not None:  # NaN and infinities
+            raise ValueError
     except ValueError as error:  # also of UTF-8: arguments of a command may be any bytes
         raise Rejected([Problem(path, f"{type(value).__name__} is no text, number or list of them")]) from error
     return plain

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffai_dist.terminal import cells, escape
+from diffai_dist.terminal import cells, escape, inert
 
 SHORTEST_NAME = 12  # columns that a name keeps on the narrowest screen
 ARROW = " -> "
@@ -41,12 +41,8 @@ def grid(
 
 
 def joined(names: Sequence[str], limit: int = 256) -> str:
-    """Names of members as text, each cut beyond `limit` columns; those of a pair with an arrow between them.
-
-    They may begin a line: a CI runner takes one that begins with `::` for a command, blanks before it or not.
-    """
-    text = ARROW.join(escape(name, limit) for name in names)
-    return text.replace(":", r"\x3a", 1) if text.lstrip().startswith("::") else text
+    """Names of members as text, each cut beyond `limit` columns; those of a pair with an arrow between them."""
+    return inert(ARROW.join(escape(name, limit) for name in names))
 
 
 def cut(line: str, width: int | None) -> str:

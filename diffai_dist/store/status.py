@@ -17,7 +17,7 @@ from diffai_dist.store.finishing import moment
 from diffai_dist.store.parts import Folder, Listing, parse, parse_marker, parts_of
 from diffai_dist.store.reading import load_document
 from diffai_dist.store.units import UNITS
-from diffai_dist.terminal import escape
+from diffai_dist.terminal import count
 
 State = Literal["planned", "running", "finished", "incomplete", "unreadable"]
 
@@ -72,9 +72,9 @@ def resolve(folder: Folder, run: str) -> str:
         return found[0]
     where = f"diffai-dist status --store {storage.redact(folder.url)} lists them"
     if found:
-        raise UsageError(f"{len(found):,} runs begin with {escape(run)!r}: give more of the id; {where}")
-    hint = similar(run, ids) or f"the store holds {len(ids):,} runs"
-    raise UsageError(f"no run {escape(run)!r} in {storage.redact(folder.url)}. {hint}; {where}")
+        raise UsageError(f"{len(found):,} runs begin with {run!r}: give more of the id; {where}")
+    hint = similar(run, ids) or f"The store holds {count(len(ids), 'run')}"
+    raise UsageError(f"no run {run!r} in {storage.redact(folder.url)}. {hint}; {where}")
 
 
 def detail(folder: Folder, run: str) -> RunDetail:

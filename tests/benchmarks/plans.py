@@ -22,10 +22,10 @@ def consecutive(urls: Sequence[str], unit_bytes: int | None = None) -> Plan:
     return _plan(urls, [Pair(index, index + 1) for index in range(len(urls) - 1)], None, unit_bytes)
 
 
-def all_pairs(urls: Sequence[str], elementwise: bool = False) -> Plan:
+def all_pairs(urls: Sequence[str], elementwise: bool = False, unit_bytes: int | None = None) -> Plan:
     """`sweep --pairs all`: products around the first, and elements only where asked for."""
     pairs = [Pair(*pair) for pair in itertools.combinations(range(len(urls)), 2)]
-    return _plan(urls, pairs, 0, None, elementwise)
+    return _plan(urls, pairs, 0, unit_bytes, elementwise)
 
 
 def _plan(
