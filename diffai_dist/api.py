@@ -18,7 +18,7 @@ from diffai_dist.opening import Group, Opened, open_group, pair_of
 from diffai_dist.pipeline import StartProgress, compared, fit_place, run_group
 from diffai_dist.plan import make_plan
 from diffai_dist.records import Coverage, Finding, Member, Result
-from diffai_dist.report import as_records
+from diffai_dist.report import as_records, total_coverage
 from diffai_dist.request import check_analyses, group_of, known_analyses, settings_of
 from diffai_dist.reuse import Reuse, find_reuse, saved_bytes
 from diffai_dist.run import Run, Settings, comparison_document, run_id
@@ -45,8 +45,8 @@ class Report(Run):
 
     @property
     def coverage(self) -> Coverage:
-        """What was compared in the first pair, and what was not and why."""
-        return self.result.coverage
+        """What was compared, and what was not and why; a tensor counts in each pair that has it."""
+        return total_coverage(self.sweep)
 
     @property
     def findings(self) -> tuple[Finding, ...]:

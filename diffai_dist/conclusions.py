@@ -12,7 +12,7 @@ from diffai_dist.analyses.series import Series
 from diffai_dist.errors import Failure
 from diffai_dist.judging import coverage, tensor_records
 from diffai_dist.opening import Opened
-from diffai_dist.records import AnalysisRecord, Coverage, Measurements, PairSummary, Result, Sweep, TensorRecord
+from diffai_dist.records import CLOSED, AnalysisRecord, Coverage, Measurements, PairSummary, Result, Sweep, TensorRecord
 from diffai_dist.run import Settings
 from diffai_dist.whole import whole_change
 
@@ -89,7 +89,7 @@ def _result(
     checkpoints = [one for member in sides if (one := opened.checkpoints[member])]
     warnings = tuple(warning for one in checkpoints for warning in one.warnings)
     if measured is None or closed:
-        nothing = Coverage(0, 0, 0, 0, 0, 0, 0, {"could not be opened": closed})
+        nothing = Coverage(0, 0, 0, 0, 0, 0, 0, {CLOSED: closed})
         return Result(names[0], names[1], (), tuple(own), (), nothing, warnings)
     place = {member: i for i, member in enumerate(opened.present)}
     at = _pair_index(opened, index)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SCHEMA_VERSION = "1.1"
+CLOSED = "could not be opened"  # a reason of Coverage that counts sides of pairs
 
 Status = Literal["changed", "identical", "added", "removed", "incomparable", "failed"]
 Number = int | float | None

@@ -62,6 +62,15 @@ def profile_of(config: SweepConfig) -> Profile:
     return Profile(config.storage.endpoint_url, config.storage.anon, config.storage.profile)
 
 
+def _check_apart(config: SweepConfig) -> None:
+    """Refuse a baseline that is none of the checkpoints where it would be taken for the first step of their series."""
+    reason = "--pairs all measures from it" if config.pairs == "all" else None
+    if "convergence_analysis" in config.analyses:
+        reason = "--convergence-analysis follows one training"
+    if reason:
+        raise UsageError(f"the baseline {config.baseline} is none of the checkpoints, and {reason}: choose one of them")
+
+
 def group_of(config: SweepConfig, now: datetime) -> Group:
     """The checkpoints that the configuration chooses, in order, and their pairs. Lists storage; opens nothing."""
     profile = profile_of(config)
@@ -71,6 +80,7 @@ def group_of(config: SweepConfig, now: datetime) -> Group:
     if config.baseline is not None:
         url = storage.check_url(config.baseline)
         if url not in [one.url for one in chosen]:
+            _check_apart(config)
             chosen.insert(0, Chosen(url, None, None))
         baseline = [one.url for one in chosen].index(url)
     urls = tuple(one.url for one in chosen)

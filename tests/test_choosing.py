@@ -354,10 +354,10 @@ def test_any_text_is_a_pattern_or_refused(text: str) -> None:
 # Order, lists, unions
 
 
-def test_plain_urls_are_taken_as_they_are_and_stay_in_order(tmp_path: Path) -> None:
-    given_order = [str(tmp_path / name) for name in ("step-3", "step-1", "step-20", "step-1")]
-    assert [one.url for one in chosen(*given_order)] == given_order[:3]
-    assert [one.step for one in chosen(*given_order)] == [3, 1, 20]
+def test_plain_urls_are_taken_as_they_are_by_step_where_all_tell_one(tmp_path: Path) -> None:
+    given = [str(tmp_path / name) for name in ("step-3", "step-1", "step-20", "step-1")]
+    assert [one.step for one in chosen(*given)] == [1, 3, 20]
+    assert [one.url for one in chosen(*given, str(tmp_path / "base"))] == [*given[:3], str(tmp_path / "base")]
     assert chosen("s3://no-such-bucket/a") == (Chosen("s3://no-such-bucket/a"),)
     assert chosen("https://host/a?rev=[1]*") == (Chosen("https://host/a?rev=[1]*", 1),)
 

@@ -13,7 +13,7 @@ import models
 from diffai_dist import api, compare, storage, sweep
 from diffai_dist.chunks import Chunk
 from diffai_dist.errors import CheckpointError, UsageError
-from diffai_dist.report import as_records
+from diffai_dist.report import RENDERERS, View, as_records
 from diffai_dist.storage import Profile
 
 Arrays = dict[str, np.ndarray]
@@ -236,3 +236,23 @@ def test_the_anchor_is_the_baseline_if_one_is_named(steps: list[Path]) -> None:
     assert report.measurements is not None
     assert report.measurements.comparison.anchor == 2
     assert len(report.sweep.pairs) == 6
+
+
+def test_a_series_takes_no_stranger_for_its_first_step(steps: list[Path], tmp_path: Path) -> None:
+    base = str(models.write(tmp_path / "base" / "model.safetensors", models.model()))
+    for settings in ({"pairs": "all"}, {"pairs": "vs-baseline", "analyses": ["convergence_analysis"]}):
+        with pytest.raises(UsageError, match=r"is none of the checkpoints, and .*: choose one of them"):
+            sweep(checkpoints=pattern(steps), baseline=base, **settings)
+    assert len(sweep(checkpoints=pattern(steps), baseline=base, pairs="vs-baseline").sweep.pairs) == len(steps)
+
+
+def test_coverage_is_that_of_all_pairs(tmp_path: Path) -> None:
+    for number in range(3):
+        models.write(tmp_path / f"step-{number}" / "model.safetensors", models.perturbed(models.model(), number))
+    (tmp_path / "step-0" / "model.safetensors").write_bytes(b"broken")
+    report = sweep(checkpoints=str(tmp_path / "step-*"))
+    assert not report.coverage.complete
+    assert report.coverage.tensors == report.sweep.pairs[1].coverage.tensors
+    shown = "".join(RENDERERS["text"](report.sweep, View()))
+    assert "in 1 of 2 pairs\n" in shown
+    assert "newest: step-1 -> step-2" in shown

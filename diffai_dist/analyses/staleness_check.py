@@ -248,6 +248,8 @@ def _duplicate_finding(series: Series, one: Repeat) -> Finding:
     if not one.proven:
         return Finding("possible-duplicate", "medium", None, None, None, f"of all tensors {evidence}", *sides)
     source = f"bytes that deleting {sides[1]} frees, of objects it alone has; of all tensors {evidence}"
+    if not one.nbytes:  # a link to the other, as `latest` is
+        return Finding("duplicate-checkpoint", "info", None, 0, None, source, *sides)
     return Finding("duplicate-checkpoint", "critical", None, one.nbytes, None, source, *sides)
 
 

@@ -13,6 +13,7 @@ Only lists and walk touch storage.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from datetime import date
 
@@ -34,8 +35,9 @@ def choose(patterns: Sequence[str], window: Window, profile: Profile, today: dat
     """The checkpoints that the patterns name, each once, inside of the window. Lists storage, opens nothing.
 
     Matches of wildcards and fields stand together, where the first such pattern stands, by date, step and natural
-    order of URLs; paths and URLs without any are taken as they are, in the order given, whether or not something is
-    there. `today` is in UTC; a datetime tells `12h` the hour, a date stands for its midnight.
+    order of URLs; paths and URLs without any are taken as they are, whether or not something is there, in the order
+    given, or by step where no pattern is and all tell one, as what a shell or `ls` makes of `step-*` does.
+    `today` is in UTC; a datetime tells `12h` the hour, a date stands for its midnight.
     Raises UsageError where a pattern matches nothing or the window leaves nothing.
     """
     parsed = [parse(text) for text in read_lists(patterns, profile)]
@@ -50,7 +52,10 @@ def choose(patterns: Sequence[str], window: Window, profile: Profile, today: dat
         else:
             (after if matched else before).append(Chosen(pattern.url))
     known = _with_steps([*before, *matched, *after])
-    ordered = [*before, *sorted(matched, key=lambda one: _place(known[one.url])), *after]
+    by_step = functools.partial(sorted, key=lambda one: _place(known[one.url]))
+    if not matched and all(known[one.url].told for one in before):
+        before = by_step(before)
+    ordered = [*before, *by_step(matched), *after]
     return narrow(window, [known[url] for url in dict.fromkeys(one.url for one in ordered)], today)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from diffai_dist.records import Sweep
 from diffai_dist.report import json, markdown, text, yaml
 from diffai_dist.report.array import as_records
-from diffai_dist.report.pairs import sweep_coverage_lines
+from diffai_dist.report.pairs import sweep_coverage_lines, total_coverage
 from diffai_dist.report.schema import records_schema
 from diffai_dist.report.view import View
 from diffai_dist.report.wording import coverage_lines, failure_entries
@@ -20,6 +20,7 @@ __all__ = [
     "failure_entries",
     "records_schema",
     "sweep_coverage_lines",
+    "total_coverage",
 ]
 
 RENDERERS: dict[str, Callable[[Sweep, View], Iterator[str]]] = {

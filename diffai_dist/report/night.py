@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from diffai_dist.errors import Failure
-from diffai_dist.records import Change, Member, Sweep
+from diffai_dist.records import CLOSED, Change, Member, Sweep
 from diffai_dist.report.columns import SHORTEST_NAME, cut, joined
 from diffai_dist.report.overview import Overview, Told
 from diffai_dist.report.pairs import by_severity, total_coverage
@@ -205,9 +206,17 @@ def _moves(sweep: Sweep) -> list[Change]:
 def _coverage(sweep: Sweep) -> str:
     covered = total_coverage(sweep)
     some = "all" if covered.complete else f"{covered.tensors_compared:,} of"
-    line = f"compared {some} {count(covered.tensors, 'tensor')} in {count(len(sweep.pairs), 'pair')}"
+    closed = sum(pair.coverage.not_compared.get(CLOSED, 0) > 0 for pair in sweep.pairs)
+    of = f"{len(sweep.pairs) - closed:,} of " if closed else ""
+    line = f"compared {some} {count(covered.tensors, 'tensor')} in {of}{count(len(sweep.pairs), 'pair')}"
+    if closed:  # counted by sides, of which the line on failures knows more
+        covered = dataclasses.replace(covered, not_compared=_without(covered.not_compared, CLOSED))
     alone = [f"not read: {text}" for text in _named(_unread(sweep), "unpaired checkpoint")]
     return "; ".join((line, *not_compared(covered), *_lost(sweep), *alone))
+
+
+def _without(reasons: Mapping[str, int], name: str) -> dict[str, int]:
+    return {reason: number for reason, number in reasons.items() if reason != name}
 
 
 def _lost(sweep: Sweep) -> list[str]:

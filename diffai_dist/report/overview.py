@@ -101,11 +101,12 @@ def _spoiled(side: Side | None) -> int:
 
 
 def _newest(sweep: Sweep) -> int | None:
-    """The pair that reaches the latest member from the latest before it; a baseline may be any of the two."""
+    """The pair that reaches the latest member from the latest before it, of those that could be opened."""
     places = {member.name: place for place, member in enumerate(sweep.members)}
 
     def age(index: int) -> list[int]:
         pair = sweep.pairs[index]
         return sorted((places.get(pair.baseline, -1), places.get(pair.candidate, -1)), reverse=True)
 
-    return max(range(len(sweep.pairs)), key=age, default=None)
+    pairs = range(len(sweep.pairs))
+    return max([i for i in pairs if sweep.pairs[i].coverage.tensors] or pairs, key=age, default=None)
