@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import itertools
@@ -222,8 +223,12 @@ class Processes:
         return self.start("worker", "--host", "127.0.0.1", "--no-nanny", *arguments, **variables)
 
     def wait(self) -> None:
+        """Until the file says where: for a moment it is there and empty."""
         limit = time.monotonic() + 60
-        while not self.file.exists() and time.monotonic() < limit:
+        while time.monotonic() < limit:
+            with contextlib.suppress(OSError, ValueError):
+                if self.address:
+                    return
             time.sleep(0.05)
 
     def stop(self) -> None:
