@@ -77,6 +77,7 @@ class Comparison:
 
     With an `anchor`, the index of a member, the Gram of the group around it is measured, too; `elementwise` says
     whether the pairs are still measured element by element, or come from the Gram wherever it can give them.
+    `details` names partials beside these, out of partials.DETAILS.
     """
 
     members: tuple[Checkpoint, ...]
@@ -85,6 +86,7 @@ class Comparison:
     left_out: int = 0
     anchor: int | None = None
     elementwise: bool = True
+    details: tuple[str, ...] = ()
 
 
 def _unreadable(member: Checkpoint, name: str) -> Failure | None:

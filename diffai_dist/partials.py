@@ -75,16 +75,93 @@ GRAM = (
     "dot",  # sum of d_i*d_j
 )
 
+# What only some analyses need, and a comparison measures when one of them is asked for (`Comparison.details`).
+# Words are a dtype's bit patterns, widened to 32 bits (F32 patterns of 8- and 16-bit floats and integers) or 64.
+DETAILS = (
+    "content",  # CONTENT of each member
+    "bitwise",  # BITWISE of each pair
+    "rows",  # ROW of each row of each member, ROW_SHIFT of each row of each pair: grid.row_elements
+    "columns",  # COLUMN and COLUMN_SHIFT likewise: grid.column_count
+    "histogram",  # HISTOGRAM of each member
+)
+
+# What the bytes of a member are like.
+CONTENT = np.dtype(
+    [
+        ("count", np.int64),  # all elements
+        ("ored", np.uint64),  # OR of all words: low bits that are 0 everywhere hold nothing
+        ("digest", np.uint64),  # sum over blocks of a keyed hash of their words; equal bits have equal ones
+        ("zero_run", np.int64),  # the longest run of zeros, in elements
+        ("zero_run_start", np.int64),  # its first flat index; -1 without any
+        ("zero_head", np.int64),  # zeros before the first value that is none
+        ("zero_tail", np.int64),  # zeros behind the last
+    ]
+)
+
+# How the bits of a pair differ. Distances are counted in units in the last place: representable numbers apart, of
+# equal dtypes alone; `miscast` and what follows is of a float candidate of another dtype alone.
+BITWISE = np.dtype(
+    [
+        ("count", np.int64),  # elements of which the fields of equal dtypes speak; 0 for others
+        ("first", np.int64),  # flat index of the first element with other bits; -1 for none
+        ("ulps1", np.int64),  # elements at least so many representable numbers apart, both of them finite
+        ("ulps2", np.int64),
+        ("ulps4", np.int64),
+        ("ulps8", np.int64),
+        ("ulps16", np.int64),
+        ("ulps256", np.int64),
+        ("ulps65536", np.int64),
+        ("furthest", np.uint64),  # the largest distance
+        ("visible", np.int64),  # |b - a| > 2^-10 max(|a|, |b|), of any dtypes, both finite
+        ("exponents", np.int64),  # another exponent, of equal float dtypes
+        ("flips", np.int64),  # one bit differs, and that is of the exponent
+        ("flip_size", np.float64),  # the largest magnitude on either side of a flip; infinite for what is not finite
+        ("flip_index", np.int64),  # its first flat index; -1 for none
+        ("cast", np.int64),  # elements that were compared with the baseline's value rounded to the candidate's dtype
+        ("miscast", np.int64),  # those that are not that value, bit for bit; any NaN for a NaN
+        ("miscast_index", np.int64),  # the first of them; -1 for none
+        ("overflowed", np.int64),  # finite in the baseline, not in the candidate
+        ("underflowed", np.int64),  # 0 in the candidate alone
+    ]
+)
+
+# One row of a member, over its finite values, and of a pair, over what is finite on both sides.
+ROW = np.dtype(
+    [
+        ("finite", np.int32),
+        ("zeros", np.int32),
+        ("sum", np.float64),
+        ("squares", np.float64),
+        ("absmax", np.float64),
+    ]
+)
+ROW_SHIFT = np.dtype(
+    [
+        ("both", np.int32),
+        ("changed", np.int32),  # another value
+        ("d2", np.float64),  # sum of d*d
+        ("along", np.float64),  # sum of a*d
+    ]
+)
+COLUMN = np.dtype([("squares", np.float64)])
+COLUMN_SHIFT = np.dtype([("d2", np.float64)])
+
+# How many finite values have which upper half of their F32 pattern (sign, exponent, 7 bits): a bin is exact for BF16,
+# narrower than 2^-7 of the value else. Sparse, by bin.
+HISTOGRAM = np.dtype([("bin", np.uint32), ("count", np.int64)])
+
 
 def empty(dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     """Rows that are neutral in every merge."""
     rows = np.zeros(shape, dtype)
+    for field in _NOWHERE.intersection(dtype.names or ()):
+        rows[field] = -1
     if dtype == MOMENTS:
         rows["low"] = np.iinfo(np.uint64).max
-        rows["absmax_index"] = -1
-    else:
-        rows["max_abs_index"] = -1
     return rows
+
+
+_NOWHERE = {"absmax_index", "max_abs_index", "zero_run_start", "first", "flip_index", "miscast_index"}
 
 
 def empty_gram(rows: int, members: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffai_dist.comparison import Comparison, Pair
@@ -18,6 +18,8 @@ SCHEMA_VERSION = "1.1"
 CLOSED = "could not be opened"  # a reason of Coverage that counts sides of pairs
 
 Status = Literal["changed", "identical", "added", "removed", "incomparable", "failed"]
+Severity = Literal["critical", "high", "medium", "low", "info"]
+SEVERITIES: tuple[Severity, ...] = ("critical", "high", "medium", "low", "info")  # worst first
 Number = int | float | None
 
 
@@ -87,13 +89,14 @@ class Finding:
     """One thing worth knowing, with the threshold that makes it so and where that comes from."""
 
     rule: str
-    severity: Literal["critical", "high", "medium", "low", "info"]
+    severity: Severity
     tensor: str | None
     value: float | int | str | None
     threshold: float | int | str | None
     source: str
     baseline: str | None = None  # in a series: the members it is about, where the pair of the report does not say so
     candidate: str | None = None
+    waived: str | None = None  # why it does not count against the checkpoint, and until when
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,23 @@ class Coverage:
 
 
 @dataclass(frozen=True, slots=True)
+class Details:
+    """Partials that only some analyses need; None, or without a key, where they were not asked for or do not exist.
+
+    Keys are (index of the aligned tensor, index of the member or of the pair). Rows and columns exist of tensors that
+    have them (grid), whose dtype is real and decoded, and which were read to their end.
+    """
+
+    content: np.ndarray | None = None  # CONTENT [tensors, members]
+    bitwise: np.ndarray | None = None  # BITWISE [tensors, pairs]
+    rows: Mapping[tuple[int, int], np.ndarray] = field(default_factory=dict)  # ROW [rows] of a member
+    row_shifts: Mapping[tuple[int, int], np.ndarray] = field(default_factory=dict)  # ROW_SHIFT [rows] of a pair
+    columns: Mapping[tuple[int, int], np.ndarray] = field(default_factory=dict)  # COLUMN [columns] of a member
+    column_shifts: Mapping[tuple[int, int], np.ndarray] = field(default_factory=dict)  # COLUMN_SHIFT of a pair
+    histograms: Mapping[tuple[int, int], np.ndarray] = field(default_factory=dict)  # HISTOGRAM [bins] of a member
+
+
+@dataclass(frozen=True, slots=True)
 class Measurements:
     """Merged partials of all aligned tensors: MOMENTS [tensors, members], SHIFT [tensors, pairs], GRAM.
 
@@ -136,6 +156,7 @@ class Measurements:
     shifts: np.ndarray
     failures: Mapping[tuple[int, int], Failure]  # by index of the aligned tensor, and of the member that failed
     grams: np.ndarray | None = None
+    details: Details = field(default_factory=Details)
 
     def failure(self, tensor: int, pair: Pair) -> Failure | None:
         """Why one side of the pair could not be measured at that tensor."""
