@@ -19,7 +19,7 @@ from diffai_dist.pipeline import StartProgress, compared, fit_place, run_group
 from diffai_dist.plan import make_plan
 from diffai_dist.records import Coverage, Finding, Member, Result
 from diffai_dist.report import as_records, total_coverage
-from diffai_dist.request import check_analyses, group_of, known_analyses, settings_of
+from diffai_dist.request import check_analyses, details_of, group_of, known_analyses, partials_of, settings_of
 from diffai_dist.reuse import Reuse, find_reuse, saved_bytes
 from diffai_dist.run import Run, Settings, comparison_document, run_id
 from diffai_dist.storage import Profile
@@ -116,8 +116,9 @@ def open_store(url: str, profile: Profile) -> ReportStore:
 
 def compare_group(baseline: str, candidate: str, settings: Settings) -> Group:
     """A comparison of two, with the products that its analyses ask for."""
-    group = pair_of(baseline, candidate)
-    return replace(group, anchor=0) if "convergence_analysis" in settings.analyses else group
+    series = [name for name in settings.analyses if name != "similarity_matrix"]  # which reads layers, not the pair
+    anchor = 0 if "gram" in partials_of(series) else None
+    return replace(pair_of(baseline, candidate), anchor=anchor, details=details_of(series))
 
 
 def compare(
@@ -148,6 +149,7 @@ def compare(
         Selection(_globs(include), _globs(exclude), ignore_keys_regex),
         epsilon,
         tuple(analyses),
+        {},
         _profile(storage_options or {}),
         Place(workers, scheduler, threads, memory_limit),
         unit_bytes,
@@ -165,7 +167,8 @@ def sweep(config: str | None = None, **settings: Any) -> Report:
     Raises UsageError, ClusterError or StoreError; what could not be read is in `failures` of the report.
     """
     asked = merged(load(config, os.environ, known_analyses()) if config else SweepConfig(checkpoints=()), settings)
-    report = run(group_of(asked, datetime.now(UTC)), settings_of(asked), asked.store)
+    chosen = settings_of(asked)
+    report = run(group_of(asked, datetime.now(UTC)), chosen, asked.store)
     report.raise_for_store()
     return report
 
@@ -185,11 +188,13 @@ def resumed(run: str, store: str, profile: Profile, place: Place) -> tuple[Group
         comparison["name"],
         comparison["anchor"],
         comparison["elementwise"],
+        details_of(chosen["analyses"]),
     )
     settings = Settings(
         Selection(tuple(chosen["include"]), tuple(chosen["exclude"]), chosen["ignore_keys_regex"]),
         chosen["epsilon"],
         tuple(chosen["analyses"]),
+        chosen["thresholds"],
         Profile(
             profile.endpoint_url or reached["endpoint_url"],
             profile.anon or reached["anon"],

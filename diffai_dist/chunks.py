@@ -11,6 +11,7 @@ import numpy as np
 
 from diffai_dist import storage
 from diffai_dist.checkpoint import Span
+from diffai_dist.details import DetailTables
 from diffai_dist.errors import Failure
 from diffai_dist.plan import Unit
 from diffai_dist.schemes import SCHEMES
@@ -94,24 +95,20 @@ class Chunk:
         ]
         storage.fill(reads, self.unit.profile)
 
-    def measure(self, moments: np.ndarray, shifts: np.ndarray, grams: np.ndarray | None) -> None:
-        """Take all partials of all pieces in one call."""
+    def measure(
+        self, moments: np.ndarray, shifts: np.ndarray, grams: np.ndarray | None, details: DetailTables | None
+    ) -> None:
+        """Take all partials of all pieces, in one call for those of every comparison, one for the others."""
         from diffai_dist import kernels
 
-        table = np.array([(piece.slot, piece.first, piece.stop - piece.first) for piece in self.pieces], np.int64)
-        kernels.measure(
-            _arena(self.unit.arena),
-            np.ascontiguousarray(table[:, 0]),
-            np.ascontiguousarray(table[:, 1]),
-            np.ascontiguousarray(table[:, 2]),
-            np.array(self.bits, np.int64),
-            np.array(self.codes, np.int64),
-            np.array(self.unit.pairs, np.int64).reshape(-1, 2),
-            moments,
-            shifts,
-            self.unit.anchor,
-            grams,
-        )
+        arena = _arena(self.unit.arena)
+        pieces = [(piece.subtree, piece.slot, piece.first, piece.stop - piece.first) for piece in self.pieces]
+        slots, base, count = (np.array(column, np.int64) for column in list(zip(*pieces, strict=True))[1:])
+        bits, codes = np.array(self.bits, np.int64), np.array(self.codes, np.int64)
+        pairs = np.array(self.unit.pairs, np.int64).reshape(-1, 2)
+        kernels.measure(arena, slots, base, count, bits, codes, pairs, moments, shifts, self.unit.anchor, grams)
+        if details is not None:
+            details.measure(arena, pieces, bits, codes, pairs)
 
 
 @dataclass(slots=True)

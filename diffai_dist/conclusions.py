@@ -100,11 +100,19 @@ def _result(
         names[1],
         records,
         tuple(dict.fromkeys(failures)),
-        (*(ANALYSES[name]()(measured, at, records) for name in settings.analyses if name in ANALYSES), *further),
+        (*_of_pair(measured, at, records, settings), *further),
         coverage(measured.comparison, measured.comparison.pairs[at], records),
         warnings,
         *whole_change(measured, at, records),
     )
+
+
+def _of_pair(
+    measured: Measurements, at: int, records: Sequence[TensorRecord], settings: Settings
+) -> Iterator[AnalysisRecord]:
+    for name in ANALYSES:
+        if name in settings.analyses:
+            yield settings.analysis(name)(measured, at, records)
 
 
 def _pair_index(opened: Opened, index: int) -> int:
@@ -135,7 +143,8 @@ def _series(opened: Opened, measured: Measurements | None, settings: Settings) -
     if measured is None or opened.group.mode is None:
         return ()
     series = series_of(opened, measured)
-    return tuple(kind()(series) for name, kind in SERIES.items() if kind.flag is None or name in settings.analyses)
+    asked = [name for name, kind in SERIES.items() if kind.always or name in settings.analyses]
+    return tuple(settings.analysis(name)(series) for name in asked)
 
 
 def series_of(opened: Opened, measured: Measurements) -> Series:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from diffai_dist import storage
 from diffai_dist.chunks import Chunk, Piece
+from diffai_dist.details import DetailTables
 from diffai_dist.errors import CheckpointError, Failure, SourceChanged
 from diffai_dist.partials import BLOCK, MOMENTS, SHIFT, empty, empty_gram
 from diffai_dist.plan import Subtree, Unit
@@ -54,6 +55,7 @@ class _Task:
         self.moments = empty(MOMENTS, (self.slots[-1], unit.members))
         self.shifts = empty(SHIFT, (self.slots[-1], len(unit.pairs)))
         self.grams = empty_gram(self.slots[-1], unit.members) if unit.anchor >= 0 else None
+        self.details = DetailTables(unit, self.slots) if unit.details else None
         self.failures: dict[tuple[int, int], Failure] = {}
         self.changed: dict[Source, Failure] = {}
 
@@ -102,7 +104,7 @@ class _Task:
                 self.fail(chunk.pieces[0].subtree, error)
                 self.flush(self.chunk_of(chunk.pieces[0]))
             return
-        chunk.measure(self.moments, self.shifts, self.grams)
+        chunk.measure(self.moments, self.shifts, self.grams, self.details)
 
     def fail_known(self, piece: Piece) -> None:
         """An object known to have changed is not asked again."""
@@ -162,7 +164,7 @@ class _Task:
             for pair, sides in enumerate(self.unit.pairs):
                 if member in sides:
                     shifts[subtree, pair] = empty(SHIFT, ())
-        return Rows(moments, shifts, grams)
+        return Rows(moments, shifts, grams, **(self.details.merged(self.failures) if self.details else {}))
 
 
 def _source(subtree: Subtree) -> Source:
@@ -181,4 +183,6 @@ def lost(unit: Unit, reason: str) -> Outcome:
     moments = empty(MOMENTS, (len(unit.subtrees), unit.members))
     shifts = empty(SHIFT, (len(unit.subtrees), len(unit.pairs)))
     grams = empty_gram(len(unit.subtrees), unit.members) if unit.anchor >= 0 else None
-    return Outcome(unit.index, Rows(moments, shifts, grams), failures, unit.nbytes)
+    slots = range(len(unit.subtrees) + 1)
+    details = DetailTables(unit, slots).merged({}) if unit.details else {}
+    return Outcome(unit.index, Rows(moments, shifts, grams, **details), failures, unit.nbytes)

@@ -30,6 +30,7 @@ class Group:
     name: str | None = None
     anchor: int | None = None
     elementwise: bool = True
+    details: tuple[str, ...] = ()  # partials that the analyses ask for, out of partials.DETAILS
 
 
 def pair_of(baseline: str, candidate: str) -> Group:
@@ -82,7 +83,9 @@ class Opened:
         anchor = self.group.anchor
         if anchor is not None:
             anchor = place.get(anchor, 0)
-        return dataclasses.replace(compared, anchor=anchor, elementwise=self.group.elementwise)
+        return dataclasses.replace(
+            compared, anchor=anchor, elementwise=self.group.elementwise, details=self.group.details
+        )
 
 
 def _described(member: Member, checkpoint: Checkpoint | None) -> Member:

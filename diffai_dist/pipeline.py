@@ -159,8 +159,9 @@ def _of_a_pair(opened: Opened, measured: Measurements | None, settings: Settings
                 plan = make_plan(comparison, settings.profile, settings.unit_bytes) if comparison else None
                 layers = run_plan(plan, fit_place(plan, settings.place))[0] if plan else None
                 records.append(layer_similarity(checkpoint, layers))
-    if "convergence_analysis" in settings.analyses:
-        records.append(SERIES["convergence_analysis"]()(series_of(opened, measured)))
+    series = series_of(opened, measured)
+    asked = [name for name in SERIES if name in settings.analyses and name != "similarity_matrix"]
+    records += [settings.analysis(name)(series) for name in asked]
     return tuple(records)
 
 

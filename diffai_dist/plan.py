@@ -9,8 +9,20 @@ from dataclasses import dataclass
 from diffai_dist.checkpoint import Tensor
 from diffai_dist.comparison import Aligned, Comparison, Pair
 from diffai_dist.dtypes import Family
-from diffai_dist.grid import leaf_count, leaf_elements
-from diffai_dist.partials import ALGORITHM, BLOCK, GRAM, MOMENTS, SHIFT
+from diffai_dist.grid import column_count, leaf_count, leaf_elements, row_elements
+from diffai_dist.partials import (
+    ALGORITHM,
+    BITWISE,
+    BLOCK,
+    COLUMN,
+    COLUMN_SHIFT,
+    CONTENT,
+    GRAM,
+    MOMENTS,
+    ROW,
+    ROW_SHIFT,
+    SHIFT,
+)
 from diffai_dist.storage import Profile, chunk_bytes, is_remote
 
 # A unit should take about a second on a worker (dask costs up to 4 ms a task), yet leave every thread several units.
@@ -25,6 +37,7 @@ ROWS_PER_UNIT = 16 * 2**20  # bytes of partials that a unit gives at most, where
 LOCAL_ARENA = 4 * 2**20
 REMOTE_ARENA = 64 * 2**20
 GRAM_FAMILIES = (Family.SINGLE, Family.DOUBLE)
+REAL_FAMILIES = (*GRAM_FAMILIES, Family.INTEGER)  # those that have rows and columns
 ROOM = 2 * (8 * BLOCK + 8)  # bytes: two blocks of the widest dtype, a byte more where nibbles begin inside one
 BASE_MEMORY = 220 * 2**20  # Python, NumPy, numba and the compiled kernels, measured
 
@@ -45,6 +58,8 @@ class Lane:
     nodes: int  # how many subtrees that makes
     pairs: bool = True
     gram: bool = False
+    height: int = 0  # rows of which partials are kept
+    width: int = 0  # and columns
 
     @property
     def leaf(self) -> int:
@@ -62,6 +77,8 @@ class Subtree:
     stop: int
     leaf: int
     tensors: tuple[Tensor | None, ...]
+    row: int = 0  # elements of a row of which partials are kept; 0 where there are none
+    width: int = 0  # columns of which partials are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +93,13 @@ class Unit:
     arena: int  # bytes of buffer
     nbytes: int
     profile: Profile
+    details: tuple[str, ...] = ()  # out of partials.DETAILS
 
     @property
     def key(self) -> str:
         """Digest of all that decides the result: pinned objects, ranges, dtypes, leaves, algorithm."""
-        digest = hashlib.blake2b(f"{ALGORITHM} {self.pairs} {self.members} {self.anchor}".encode(), digest_size=16)
+        asked = f"{ALGORITHM} {self.pairs} {self.members} {self.anchor} {self.details}"
+        digest = hashlib.blake2b(asked.encode(), digest_size=16)
         for subtree in self.subtrees:
             digest.update(repr((subtree.first, subtree.stop, subtree.leaf, subtree.tensors)).encode())
         return digest.hexdigest()
@@ -118,8 +137,14 @@ class Plan:
 
     def peak_memory(self, threads: int) -> int:
         """Bytes of memory that a process with so many threads needs at most, results aside."""
-        results = len(self.comparison.aligned) * _row_bytes(self.comparison, True, self.comparison.anchor is not None)
-        return BASE_MEMORY + threads * (self.arena + 2**20) + results
+        comparison = self.comparison
+        results = len(comparison.aligned) * _row_bytes(comparison, True, comparison.anchor is not None)
+        tables = sum(table_bytes(comparison, lane.height, lane.width) for lane in self.lanes)
+        widest = max(
+            (lane.width * min(lane.nodes and 2**lane.level, self.unit_bytes) for lane in self.lanes), default=0
+        )
+        working = table_bytes(comparison, 0, widest) + _histogram_bytes(comparison)
+        return BASE_MEMORY + threads * (self.arena + 2**20 + working) + results + 2 * tables
 
     def units(self) -> Iterator[Unit]:
         """The units, made one by one: small lanes share one, large ones are cut."""
@@ -128,14 +153,31 @@ class Plan:
         for index, (lane, subtrees, nbytes) in enumerate(_pack(comparison, self.lanes, self.unit_bytes)):
             anchor = comparison.anchor if lane.gram and comparison.anchor is not None else -1
             pairs = every if lane.pairs else ()
-            yield Unit(index, subtrees, pairs, len(comparison.members), anchor, self.arena, nbytes, self.profile)
+            yield Unit(
+                index, subtrees, pairs, len(comparison.members), anchor, self.arena, nbytes, self.profile,
+                comparison.details,
+            )  # fmt: skip
+
+
+def table_bytes(comparison: Comparison, height: int, width: int) -> int:
+    """Bytes of the rows and columns of one tensor."""
+    members, pairs = len(comparison.members), len(comparison.pairs)
+    rows = ROW.itemsize * members + ROW_SHIFT.itemsize * pairs
+    return height * rows + width * (COLUMN.itemsize * members + COLUMN_SHIFT.itemsize * pairs)
+
+
+def _histogram_bytes(comparison: Comparison) -> int:
+    """Bytes of the counts of all bins that a task keeps."""
+    return 8 * 2**16 * len(comparison.members) if "histogram" in comparison.details else 0
 
 
 def _row_bytes(comparison: Comparison, pairs: bool, gram: bool) -> int:
     """Bytes of all partials of one tensor."""
     members = len(comparison.members)
     products = 8 * len(GRAM) * members**2 if gram else 0
-    return MOMENTS.itemsize * members + (SHIFT.itemsize * len(comparison.pairs) if pairs else 0) + products
+    moments = MOMENTS.itemsize + CONTENT.itemsize * ("content" in comparison.details)
+    shifts = SHIFT.itemsize + BITWISE.itemsize * ("bitwise" in comparison.details)
+    return moments * members + (shifts * len(comparison.pairs) if pairs else 0) + products
 
 
 def make_plan(comparison: Comparison, profile: Profile, unit_bytes: int | None = None) -> Plan:
@@ -193,7 +235,20 @@ def _lane(comparison: Comparison, index: int, group: tuple[Tensor | None, ...], 
     # 64-bit integers are not exact in float64, and complex numbers are pairs: both are few, and go pair by pair.
     gram = comparison.anchor is not None and all(one.decoder.family in GRAM_FAMILIES for one in present)
     nodes = -(-leaves // 2**level)
-    return Lane(index, group, shape, nbytes, shared, level, nodes, comparison.elementwise or not gram, gram)
+    row, width = _table(comparison, present)
+    return Lane(
+        index, group, shape, nbytes, shared, level, nodes, comparison.elementwise or not gram, gram,
+        present[0].elements // row if row else 0, width,
+    )  # fmt: skip
+
+
+def _table(comparison: Comparison, present: Sequence[Tensor]) -> tuple[int, int]:
+    """Elements of a row, and columns, of which partials are asked for; 0 where there are none."""
+    if not all(one.decoder.family in REAL_FAMILIES for one in present):
+        return 0, 0
+    shape = present[0].shape
+    row = row_elements(shape) if {"rows", "columns"}.intersection(comparison.details) else 0
+    return row, column_count(shape) if "columns" in comparison.details else 0
 
 
 def _subtrees(lane_index: int, lane: Lane) -> Iterator[tuple[Subtree, int]]:
@@ -203,7 +258,9 @@ def _subtrees(lane_index: int, lane: Lane) -> Iterator[tuple[Subtree, int]]:
     elements, step = present[0].elements, leaf * 2**lane.level
     for node in range(lane.nodes):
         first, stop = node * step, min((node + 1) * step, elements)
-        yield Subtree(lane_index, node, first, stop, leaf, lane.tensors), lane.nbytes * (stop - first) // elements
+        row = elements // lane.height if lane.height else 0
+        subtree = Subtree(lane_index, node, first, stop, leaf, lane.tensors, row, lane.width)
+        yield subtree, lane.nbytes * (stop - first) // elements
 
 
 def _pack(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from diffai_dist import storage
@@ -12,6 +13,7 @@ from diffai_dist.comparison import Selection
 from diffai_dist.config import SweepConfig
 from diffai_dist.errors import UsageError
 from diffai_dist.opening import Group
+from diffai_dist.partials import DETAILS
 from diffai_dist.records import Member
 from diffai_dist.run import Settings
 from diffai_dist.storage import Profile
@@ -26,13 +28,20 @@ def check_analyses(names: tuple[str, ...]) -> None:
 
 
 def known_analyses() -> tuple[str, ...]:
-    """Names of the analyses that can be asked for; the checks of a series always run."""
-    return (*ANALYSES, *(name for name, kind in SERIES.items() if kind.flag))
+    """Names of the analyses that can be asked for."""
+    return (*ANALYSES, *SERIES)
 
 
-def needs_gram(names: tuple[str, ...]) -> bool:
-    """Whether one of the analyses reads the products of the group."""
-    return any(name in SERIES and SERIES[name].needs_gram for name in names)
+def partials_of(names: Iterable[str]) -> set[str]:
+    """What the analyses need beside moments and shifts: "gram", and details."""
+    kinds = {**ANALYSES, **SERIES}
+    return {partial for name in names for partial in kinds[name].partials}
+
+
+def details_of(names: Iterable[str]) -> tuple[str, ...]:
+    """The details among them, in their order."""
+    needed = partials_of(names)
+    return tuple(detail for detail in DETAILS if detail in needed)
 
 
 def settings_of(config: SweepConfig, verbose: bool = False) -> Settings:
@@ -51,6 +60,7 @@ def settings_of(config: SweepConfig, verbose: bool = False) -> Settings:
         Selection(select.include, select.exclude, select.ignore_keys_regex),
         config.epsilon,
         config.analyses,
+        {},
         profile_of(config),
         Place(cluster.workers, cluster.scheduler, cluster.threads, cluster.memory_limit, verbose, tls, slurm),
         memory_bytes(cluster.unit_size, "--unit-size"),
@@ -87,7 +97,7 @@ def group_of(config: SweepConfig, now: datetime) -> Group:
     names = member_names(urls)
     pairs = make_pairs(config.pairs, names, urls, baseline)
     mode = config.pairs if isinstance(config.pairs, str) else "list"
-    anchor = (baseline or 0) if mode == "all" or needs_gram(config.analyses) else None
+    anchor = (baseline or 0) if mode == "all" or "gram" in partials_of(config.analyses) else None
     return Group(
         tuple(
             Member(name, storage.redact(one.url), one.step, one.date.isoformat() if one.date else None)
@@ -99,4 +109,5 @@ def group_of(config: SweepConfig, now: datetime) -> Group:
         config.name,
         anchor,
         mode != "all" or config.elementwise,
+        details_of(config.analyses),
     )

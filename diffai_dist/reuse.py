@@ -88,8 +88,8 @@ def _objects(member: Checkpoint) -> set[str]:
 
 
 def find_reuse(comparison: Comparison, settings: Settings, store: ReportStore) -> Reuse:
-    """What the store has of the comparison. Products are of one group alone: no other group's replace them."""
-    if comparison.anchor is not None:
+    """What the store has of the comparison. Products are of one group alone, and details are not kept there."""
+    if comparison.anchor is not None or comparison.details:
         return Reuse()
     members = _fetch(store, [store.member_key(one, settings) for one in comparison.members])
     whole = {index: rows for index, rows in members.items() if _covers_member(rows, comparison, index)}

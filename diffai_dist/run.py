@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from diffai_dist.analyses import ANALYSES, SERIES
 from diffai_dist.cluster import Place
 from diffai_dist.comparison import Selection
 from diffai_dist.errors import CheckpointError, StoreError, UsageError
@@ -26,6 +27,7 @@ class Settings:
     selection: Selection = field(default_factory=Selection)
     epsilon: float | None = None
     analyses: tuple[str, ...] = ()
+    thresholds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by analysis, those that were set
     profile: Profile = field(default_factory=Profile)
     place: Place = field(default_factory=Place)
     unit_bytes: int | None = None
@@ -36,6 +38,10 @@ class Settings:
         if self.unit_bytes is not None and self.unit_bytes < 1:
             raise UsageError(f"a unit of {self.unit_bytes} bytes cannot be read: give at least 1")
 
+    def analysis(self, name: str) -> Any:
+        """The analysis of that name, with the thresholds that were set."""
+        return {**ANALYSES, **SERIES}[name](**self.thresholds.get(name, {}))
+
     def digest_part(self) -> dict[str, Any]:
         """What decides the result: not the place, not the size of units."""
         return {
@@ -44,6 +50,7 @@ class Settings:
             "ignore_keys_regex": self.selection.ignore,
             "epsilon": self.epsilon,
             "analyses": list(self.analyses),
+            "thresholds": {name: dict(values) for name, values in self.thresholds.items()},
             "algorithm": ALGORITHM,
         }
 

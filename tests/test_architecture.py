@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "diffai_dist"
 # Bottom first: a module imports only from names left of its own, and from its own package.
 LAYERS = """
     errors dtypes storage checkpoint schemes formats comparison choosing grid partials kernels rows statistics records
-    gram judging plan chunks execute collect analyses whole layers terminal report cluster config opening run
+    gram judging plan details chunks execute collect analyses whole layers terminal report cluster config opening run
     conclusions store reuse pipeline inspection request api listing demo console cli __init__ __main__
 """.split()
 

@@ -17,7 +17,6 @@ import yaml
 
 import checkpoints
 import models
-from diffai_dist.analyses import NOT_YET
 from diffai_dist.report import records_schema
 
 
@@ -48,14 +47,6 @@ def test_the_seeds_mlflow_snippet_counts_changes(pair: tuple[Path, Path]) -> Non
     assert len(diff_data) == 9
     assert {record["kind"] for record in diff_data} == {"tensor"}
     jsonschema.validate(diff_data, records_schema())
-
-
-@pytest.mark.parametrize("flag", sorted(NOT_YET))
-def test_an_analysis_to_come_is_refused_by_name(pair: tuple[Path, Path], flag: str) -> None:
-    done = program(*pair, flag, name="diffai")
-    assert done.returncode == 2
-    assert f"{flag} is not available yet" in done.stderr
-    assert done.stdout == ""
 
 
 def test_all_outputs_say_the_same(pair: tuple[Path, Path]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from diffai_dist.analyses.base import Kind
 from diffai_dist.records import AnalysisRecord, Finding
 
 if TYPE_CHECKING:
@@ -40,8 +41,11 @@ class AnomalyDetection:
     """
 
     name: ClassVar[str] = "anomaly_detection"
-    flag: ClassVar[str | None] = None
-    needs_gram: ClassVar[bool] = False
+    flag: ClassVar[str] = "--anomaly-detection"
+    kind: ClassVar[Kind] = "N"
+    partials: ClassVar[tuple[str, ...]] = ()
+    in_all: ClassVar[bool] = True
+    always: ClassVar[bool] = True
 
     listed: int = 20  # findings of one rule about one member; judgement
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from diffai_dist.analyses.base import Kind
 from diffai_dist.analyses.roles import role
 from diffai_dist.analyses.sort_by_change import sort_by_change
 from diffai_dist.analyses.sums import Shift, exact, grouped, rolled_up, share, shifts_of, undecoded
@@ -29,6 +30,9 @@ class ChangeSummary:
 
     name: ClassVar[str] = "change_summary"
     flag: ClassVar[str] = "--change-summary"
+    kind: ClassVar[Kind] = "2"
+    partials: ClassVar[tuple[str, ...]] = ()
+    in_all: ClassVar[bool] = True
 
     top: int = 10  # tensors listed
 

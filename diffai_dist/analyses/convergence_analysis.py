@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from diffai_dist.analyses.base import Kind, finding, threshold
 from diffai_dist.analyses.roles import block
 from diffai_dist.records import AnalysisRecord, Finding
 
@@ -40,13 +41,50 @@ class ConvergenceAnalysis:
     """
 
     name: ClassVar[str] = "convergence_analysis"
-    flag: ClassVar[str | None] = "--convergence-analysis"
-    needs_gram: ClassVar[bool] = True
+    flag: ClassVar[str] = "--convergence-analysis"
+    kind: ClassVar[Kind] = "N"
+    partials: ClassVar[tuple[str, ...]] = ("gram",)
+    in_all: ClassVar[bool] = True
+    always: ClassVar[bool] = False
+    result: ClassVar[Mapping[str, str]] = {
+        "confound": "what else shapes updates, and weights do not tell",
+        "checkpoints": "members that took part",
+        "checkpoints_left_out": "names of the others",
+        "tensors": "tensors that took part",
+        "tensors_left_out": "the number of others",
+        "axis": "unit of time: step, as names tell it, or index",
+        "label": "oscillating, shrinking, growing, stationary or insufficient",
+        "path": "sum of ‖x_t+1 - x_t‖",
+        "displacement": "‖x_last - x_first‖",
+        "straightness": "displacement / path, 1 for a straight line",
+        "plane_share": "part of the scatter around the mean in its two main directions",
+        "median_cosine": "of successive updates",
+        "trend_p": "two-sided p of Mann-Kendall's test on log u per step",
+        "trend_s": "pairs of updates that rise less those that fall",
+        "log_slope_per_step": "Sen's slope of log u per step",
+        "updates_that_moved": "updates that are not 0",
+        "updates_lost_to_rounding": "updates that may be nothing but rounding",
+        "cosines_lost_to_rounding": "angles between updates that may be nothing but rounding",
+        "cannot": "what so few checkpoints do not tell; null where they tell all",
+        "updates": "per update baseline, candidate, steps between them, u = ‖x_t+1 - x_t‖ / ‖x_t‖ and its bound of"
+        " rounding u_error, u_per_step, cosine_to_last and its bound cosine_error, distance_from_first = ‖x_t+1 - x_0‖",
+        "fits": "laws of the distance from the first member (c t^p: p 0.5 random walk, 1 straight; a + b log t) and of"
+        " u per step: law, chosen by the smallest corrected Akaike criterion aicc, parameters",
+        "blocks": "label to cosines_lost_to_rounding for each block",
+    }
+    rules: ClassVar[Mapping[str, str]] = {
+        "updates-growing": "p of the trend at most `significance`, and u rises by more than rounding: medium",
+    }
+    sources: ClassVar[tuple[str, ...]] = (
+        "trend: Mann 1945, Kendall 1975; slope: Sen 1968; correction from 10 points on: Hamed and Rao 1998",
+        "choice of laws: Hurvich and Tsai 1989",
+        "p of 0.05: convention; the other limits: judgement",
+    )
 
-    significance: float = 0.05  # p of Mann-Kendall; convention
-    fewest: int = 6  # updates for a label; judgement
-    flat: float = 0.1  # |Sen slope of log u| times the span, below which a series without trend is flat; judgement
-    oscillating: float = -0.2  # median cosine of successive updates; judgement
+    significance: float = threshold(0.05, "p of Mann-Kendall's test, at most which there is a trend", "convention")
+    fewest: int = threshold(6, "updates that a label needs")
+    flat: float = threshold(0.1, "|Sen's slope of log u| times the span, below which a series without trend is flat")
+    oscillating: float = threshold(-0.2, "median cosine of successive updates, below which they go to and fro")
 
     def __call__(self, series: Series) -> AnalysisRecord:
         """The numbers of the whole model and of each block, and a finding where the whole model's updates grow."""
@@ -122,9 +160,10 @@ class ConvergenceAnalysis:
     def _findings(self, path: _Path, summary: dict[str, Any]) -> list[Finding]:
         if summary["label"] != "growing":
             return []
-        source = f"p of Mann-Kendall on log u, slope {summary['log_slope_per_step']:.3g} per step; convention"
         sides = path.names[0], path.names[-1]
-        return [Finding("updates-growing", "medium", None, summary["trend_p"], self.significance, source, *sides)]
+        found = finding(self, "updates-growing", "medium", None, summary["trend_p"], "significance", *sides)
+        slope = summary["log_slope_per_step"]
+        return [replace(found, source=f"p of Mann-Kendall on log u, slope {slope:.3g} per step; {found.source}")]
 
 
 class _Path:

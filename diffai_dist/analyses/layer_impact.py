@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from diffai_dist.analyses.base import Kind
 from diffai_dist.analyses.roles import block, role
 from diffai_dist.analyses.sums import Shift, exact, grouped, rolled_up, share, shifts_of, undecoded
 from diffai_dist.records import AnalysisRecord, Finding, Measurements, TensorRecord
@@ -25,6 +26,9 @@ class LayerImpact:
 
     name: ClassVar[str] = "layer_impact"
     flag: ClassVar[str] = "--show-layer-impact"
+    kind: ClassVar[Kind] = "2"
+    partials: ClassVar[tuple[str, ...]] = ()
+    in_all: ClassVar[bool] = True
 
     dominant_share: float = 0.5  # of the whole, in one block out of several; judgement
 

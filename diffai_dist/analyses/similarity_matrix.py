@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from diffai_dist.analyses.base import Kind, finding, threshold
 from diffai_dist.analyses.roles import role
 from diffai_dist.records import AnalysisRecord, Finding
 
@@ -35,11 +36,40 @@ class SimilarityMatrix:
     """
 
     name: ClassVar[str] = "similarity_matrix"
-    flag: ClassVar[str | None] = "--similarity-matrix"
-    needs_gram: ClassVar[bool] = True
+    flag: ClassVar[str] = "--similarity-matrix"
+    kind: ClassVar[Kind] = "N"
+    partials: ClassVar[tuple[str, ...]] = ("gram",)
+    in_all: ClassVar[bool] = True
+    always: ClassVar[bool] = False
+    result: ClassVar[Mapping[str, str]] = {
+        "anchor": "the member from which the products were taken; null for none",
+        "tensors": "tensors with products in some member",
+        "tensors_not_in_all": "those among them without products in some other",
+        "tensors_left_out": "tensors without products",
+        "largest_cosine_distance_error": "how far rounding may have taken a cell of cosine_distance at most",
+        "largest_l2_error": "how far rounding may have taken a distance ‖x_j - x_i‖ at most",
+        "pairs_lost_to_rounding": "pairs whose distance may be nothing but rounding",
+        "order": "members, clusters side by side: average linkage of ‖x_j - x_i‖ / sqrt(‖x_i‖ ‖x_j‖)",
+        "clusters": "runs of that order: from, to, checkpoints, mean distance at which the two parts were joined",
+        "nearest": "of each checkpoint the nearest other, relative_distance and cosine_distance between them",
+        "cosine_distance": "1 - cos of the angle between row and column, one column per member",
+        "relative_distance": "‖x_j - x_i‖ / ‖x_i‖ of row i and column j",
+        "task_cosine": "cosine between what row and column have moved from the anchor",
+        "role_cosine_distance": "cosine_distance over the tensors of each role, a matrix for each",
+        "reason": "why there is no matrix; only there where there is none",
+    }
+    rules: ClassVar[Mapping[str, str]] = {
+        "outlier": "robust z of a member's mean distance to all others above `outlier`, and its nearest further than"
+        " `apart` of that mean: low",
+    }
+    sources: ClassVar[tuple[str, ...]] = (
+        "robust z and 3.5: Iglewicz and Hoaglin 1993 (published)",
+        "distances and angles from the Gram of differences from the anchor: derived",
+        "0.9, and five members to judge by: judgement",
+    )
 
-    outlier: float = 3.5  # robust z of a member's mean distance; Iglewicz and Hoaglin 1993
-    apart: float = 0.9  # of that mean, which an outlier keeps from its nearest; judgement
+    outlier: float = threshold(3.5, "robust z of a member's mean distance to all others", "Iglewicz and Hoaglin 1993")
+    apart: float = threshold(0.9, "of that mean, which an outlier keeps from its nearest")
 
     def __call__(self, series: Series) -> AnalysisRecord:
         """Matrices as rows that begin with their checkpoint, and one column per checkpoint."""
@@ -85,9 +115,9 @@ class SimilarityMatrix:
         nearest = np.where(np.eye(len(known), dtype=bool), np.inf, inner).min(axis=1)
         for place, member in enumerate(known):
             if scores[place] > self.outlier and nearest[place] > self.apart * means[place]:
-                source = "robust z of the mean distance to all others; Iglewicz and Hoaglin 1993"
-                z = float(scores[place])
-                yield Finding("outlier", "low", None, z, self.outlier, source, None, series.names[member])
+                name = series.names[member]
+                found = finding(self, "outlier", "low", None, float(scores[place]), "outlier", None, name)
+                yield replace(found, source=f"robust z of the mean distance to all others; {found.source}")
 
 
 def _gaps(near: Closeness) -> np.ndarray:

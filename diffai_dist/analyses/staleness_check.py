@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from diffai_dist.analyses.base import Kind, threshold
 from diffai_dist.records import AnalysisRecord, Finding
 from diffai_dist.storage import is_remote, redact
 
@@ -56,10 +57,43 @@ class StalenessCheck:
     """
 
     name: ClassVar[str] = "staleness_check"
-    flag: ClassVar[str | None] = None
-    needs_gram: ClassVar[bool] = False
+    flag: ClassVar[str] = "--staleness-check"
+    kind: ClassVar[Kind] = "N"
+    partials: ClassVar[tuple[str, ...]] = ()
+    in_all: ClassVar[bool] = True
+    always: ClassVar[bool] = True
+    result: ClassVar[Mapping[str, str]] = {
+        "intervals": "steps from one member to the next",
+        "frozen": "tensors that are the same in all members that have them",
+        "stale": "tensors that are old in some interval and not frozen, in an object or alone",
+        "unknown": "tensors, interval by interval, of which nothing tells whether they changed",
+        "duplicates": "checkpoint, the earlier one it is equal_to, bytes of objects that no other has (freed_bytes,"
+        " null unless proven), proven by equal bits or not",
+        "optimizer_ahead": "baseline and candidate between which optimizer states moved, as many as states_moved, and"
+        " no weight did",
+        "stale_objects": "object, its checkpoint, the earlier one it is equal_to, its tensors and bytes, proven",
+        "stale_tensors": "tensor, its checkpoint, the earlier one it is equal_to, its bytes, proven",
+    }
+    rules: ClassVar[Mapping[str, str]] = {
+        "duplicate-checkpoint": "a checkpoint holds the bits of an earlier one: critical; info where deleting it"
+        " frees nothing",
+        "possible-duplicate": "all statistics of a checkpoint are those of an earlier one, bits not compared: medium",
+        "optimizer-ahead": "states of the optimizer moved and no weight did: critical",
+        "possible-optimizer-ahead": "the same, told by statistics: medium",
+        "stale-object": "one of several objects holds no tensor that is new, not all of them frozen: critical",
+        "possible-stale-object": "the same, told by statistics: medium",
+        "stale-tensor": "a tensor holds what it held before while others moved, value = in how many members: high",
+        "possible-stale-tensor": "the same, told by statistics: medium",
+        "stale-tensors": "more than `listed` stale tensors begin in one member, value = how many: high",
+        "possible-stale-tensors": "the same, told by statistics: medium",
+        "frozen-tensors": "tensors that never change, value = how many: info",
+    }
+    sources: ClassVar[tuple[str, ...]] = (
+        "what counts as frozen, stale and duplicate: derived from equal bits",
+        f"names of optimizer states, severities, {_TELLING} elements that do not come back by chance: judgement",
+    )
 
-    listed: int = 20  # findings about single tensors of one member; where there are more, one counts them. Judgement
+    listed: int = threshold(20, "findings about single tensors of one member; where there are more, one counts them")
 
     def __call__(self, series: Series) -> AnalysisRecord:
         """Rows for each repetition, and a finding for each that is worth one."""
@@ -96,7 +130,7 @@ class StalenessCheck:
             starts.setdefault((repeats[0].member, proven), []).append(repeats)
         for _, stale in sorted(starts.items()):
             if len(stale) > self.listed:
-                source = f"stale tensors; more than listed={self.listed}: judgement; {_evidence(series, stale[0][0])}"
+                source = f"stale tensors; more than listed={self.listed}; {_evidence(series, stale[0][0])}"
                 yield _finding(series, stale[0][0], "stale-tensors", "high", None, len(stale), 0, source)
                 continue
             for first, *others in stale:

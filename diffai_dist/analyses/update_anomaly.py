@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffai_dist.records import AnalysisRecord, Finding
+from diffai_dist.analyses.base import Kind, finding, threshold
+from diffai_dist.records import AnalysisRecord, Finding, Severity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from diffai_dist.analyses.updates import Updates
 
 _SIBLINGS = 3  # blocks, from which on the others say what is ordinary
-_BACK = -0.5  # cosine of an update with the one before it that undoes it; judgement
-_OUTWARD = -0.2  # cosine of successive updates, below which they go back and forth; judgement
+_PUBLISHED = "Iglewicz and Hoaglin 1993"
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,37 @@ class UpdateAnomaly:
     """
 
     name: ClassVar[str] = "update_anomaly"
-    flag: ClassVar[str | None] = None
-    needs_gram: ClassVar[bool] = False
+    flag: ClassVar[str] = "--update-anomaly"
+    kind: ClassVar[Kind] = "N"
+    partials: ClassVar[tuple[str, ...]] = ()
+    in_all: ClassVar[bool] = True
+    always: ClassVar[bool] = True
+    result: ClassVar[Mapping[str, str]] = {
+        "updates": "steps from one member to the next",
+        "blocks": "blocks whose updates were looked at",
+        "left_out": "updates of single tensors that take no part: stale_or_non_finite, not_measured",
+        "spikes": "block (null for all), baseline and candidate of the update, z = 0.6745 (x - median) / MAD of the"
+        " jump of log u, ratio of the update to the one before beyond what others and steps explain, the block's share"
+        " of ‖u‖² and share_before, recovered: whether the next update undoes it",
+        "reversed": "block, baseline, candidate, cosine_to_last: of its update with the one before, which it undoes",
+        "reason": "why nothing could be measured; only there where it could not",
+    }
+    rules: ClassVar[Mapping[str, str]] = {
+        "update-jump": "|z| of a jump above `medium` and its ratio beyond `least_ratio`: medium; above `high`: high",
+        "update-reversed": "an update of one block alone has a cosine below `back` with the one before: medium",
+    }
+    sources: ClassVar[tuple[str, ...]] = (
+        "robust z and 3.5: Iglewicz and Hoaglin 1993 (published); its fallback where MAD is 0, 1.253 × mean absolute"
+        " deviation: judgement",
+        "7, ratios, cosines: judgement. Layers of 72 small networks, trained under six schedules by Adam and by"
+        " gradient descent, reached a ratio of 2.7 by themselves (measured)",
+    )
 
-    medium: float = 3.5  # robust z; Iglewicz and Hoaglin 1993
-    high: float = 7.0  # robust z; judgement
-    # Of an update to the one before; judgement. Layers of 72 small networks, trained under six schedules by Adam and by
-    # gradient descent, reached 2.7 by themselves.
-    least_ratio: float = 3.0
+    medium: float = threshold(3.5, "robust z of a jump, above which it counts", _PUBLISHED)
+    high: float = threshold(7.0, "robust z of a jump, above which it is severe")
+    least_ratio: float = threshold(3.0, "of an update to the one before, beyond which a jump counts")
+    back: float = threshold(-0.5, "cosine of an update with the one before, below which it undoes that")
+    outward: float = threshold(-0.2, "median cosine of successive updates, above which a block is not going to and fro")
 
     def __call__(self, series: Series) -> AnalysisRecord:
         """A row and a finding for each spike, and for each update of one block alone that undoes the one before."""
@@ -63,7 +86,7 @@ class UpdateAnomaly:
 
         updates = Updates(series)
         events = list(self._events(updates)) if updates.measurable else []
-        reversals = list(_reversals(updates, events)) if updates.measurable else []
+        reversals = list(self._reversals(updates, events)) if updates.measurable else []
         result: dict[str, Any] = {
             "updates": len(series.intervals),
             "blocks": len(updates.blocks),
@@ -75,7 +98,7 @@ class UpdateAnomaly:
             result["reason"] = updates.reason
         findings = (
             *(self._finding(series, one) for one in events),
-            *(_reversal_finding(series, *one) for one in reversals),
+            *(self._reversal_finding(series, *one) for one in reversals),
         )
         return AnalysisRecord(self.name, result, findings)
 
@@ -97,7 +120,7 @@ class UpdateAnomaly:
         for name, own, aside in zip(updates.blocks, updates.jumps, relative, strict=True):
             scores = _scores(aside, least)
             for jump in self._jumps(scores, np.where(np.abs(own) < np.abs(aside), own, aside)):
-                yield _event(updates, name, jump, float(scores[jump]), float(aside[jump]))
+                yield self._event(updates, name, jump, float(scores[jump]), float(aside[jump]))
 
     def _of_all(self, updates: Updates) -> Iterator[Event]:
         siblings = len(updates.blocks) >= _SIBLINGS
@@ -105,7 +128,7 @@ class UpdateAnomaly:
         scores = _scores(jumps, 0.0)
         for jump in self._jumps(scores, jumps):
             if jump > 0 and jumps[jump] > 0.0:
-                yield _event(updates, None, jump, float(scores[jump]), float(jumps[jump]))
+                yield self._event(updates, None, jump, float(scores[jump]), float(jumps[jump]))
 
     def _jumps(self, scores: np.ndarray, jumps: np.ndarray) -> Iterator[int]:
         """Which jumps are large in both ways, without those that lead back."""
@@ -117,23 +140,40 @@ class UpdateAnomaly:
                     yield jump
 
     def _finding(self, series: Series, one: Event) -> Finding:
-        severe = abs(one.z) > self.high
-        level = "judgement: default of high" if severe else "Iglewicz and Hoaglin 1993"
-        source = f"robust z of the jump of log u, {level}; by a factor of {one.ratio:.3g}"
-        if one.recovered:
-            source += ", undone by the next update"
+        severity: Severity = "high" if abs(one.z) > self.high else "medium"
         sides = series.names[one.interval], series.names[one.interval + 1]
-        threshold = self.high if severe else self.medium
-        return Finding("update-jump", "high" if severe else "medium", one.block, one.z, threshold, source, *sides)
+        found = finding(self, "update-jump", severity, one.block, one.z, severity, *sides)
+        undone = ", undone by the next update" if one.recovered else ""
+        source = f"robust z of the jump of log u, {found.source}; by a factor of {one.ratio:.3g}{undone}"
+        return replace(found, source=source)
 
+    def _reversal_finding(self, series: Series, name: str, interval: int, cosine: float) -> Finding:
+        sides = series.names[interval], series.names[interval + 1]
+        found = finding(self, "update-reversed", "medium", name, cosine, "back", *sides)
+        return replace(found, source=f"cosine with the update before, in this block alone; {found.source}")
 
-def _event(updates: Updates, name: str | None, jump: int, z: float, size: float) -> Event:
-    """The jump to update `jump` + 1 with its surroundings; whether it was undone is a question of rises alone."""
-    groups = list(updates.groups.values()) if name is None else [updates.groups[name]]
-    tensors = [tensor for group in groups for tensor in group]
-    after, before = (None if name is None else updates.share(tensors, t) for t in (jump + 1, jump))
-    turn = updates.turn(tensors, jump + 1) if size > 0.0 else None
-    return Event(name, jump + 1, z, math.exp(size), after, before, None if turn is None else turn < _BACK)
+    def _event(self, updates: Updates, name: str | None, jump: int, z: float, size: float) -> Event:
+        """The jump to update `jump` + 1 with its surroundings; whether it was undone is a question of rises alone."""
+        groups = list(updates.groups.values()) if name is None else [updates.groups[name]]
+        tensors = [tensor for group in groups for tensor in group]
+        after, before = (None if name is None else updates.share(tensors, t) for t in (jump + 1, jump))
+        turn = updates.turn(tensors, jump + 1) if size > 0.0 else None
+        return Event(name, jump + 1, z, math.exp(size), after, before, None if turn is None else turn < self.back)
+
+    def _reversals(self, updates: Updates, events: Sequence[Event]) -> Iterator[tuple[str, int, float]]:
+        """Updates of one block that undo its last one while all other blocks go on; not those around a spike."""
+        if len(updates.blocks) < _SIBLINGS:
+            return
+        told = {(one.block, one.interval + after) for one in events for after in range(3)}
+        inner = updates.series.intervals[:-1]
+        rows = {name: [updates.turn(group, t) for t in inner] for name, group in updates.groups.items()}
+        columns = zip(*rows.values(), strict=True)
+        alone = [sum(turn is None or turn <= self.outward for turn in turns) == 1 for turns in columns]
+        for name, turns in rows.items():
+            outward = statistics.median([one for one in turns if one is not None] or [0.0]) > self.outward
+            for t, turn in enumerate(turns):
+                if turn is not None and turn < self.back and alone[t] and outward and (name, t + 1) not in told:
+                    yield name, t + 1, turn
 
 
 def _scores(jumps: np.ndarray, least: float) -> np.ndarray:
@@ -146,21 +186,6 @@ def _scores(jumps: np.ndarray, least: float) -> np.ndarray:
     scores = np.zeros(jumps.shape)
     scores[known] = robust_z(jumps[known], least)
     return scores
-
-
-def _reversals(updates: Updates, events: Sequence[Event]) -> Iterator[tuple[str, int, float]]:
-    """Updates of one block that undo its last one while all other blocks go on; not those around a spike."""
-    if len(updates.blocks) < _SIBLINGS:
-        return
-    told = {(one.block, one.interval + after) for one in events for after in range(3)}
-    inner = updates.series.intervals[:-1]
-    rows = {name: [updates.turn(group, t) for t in inner] for name, group in updates.groups.items()}
-    alone = [sum(turn is None or turn <= _OUTWARD for turn in turns) == 1 for turns in zip(*rows.values(), strict=True)]
-    for name, turns in rows.items():
-        outward = statistics.median([one for one in turns if one is not None] or [0.0]) > _OUTWARD
-        for t, turn in enumerate(turns):
-            if turn is not None and turn < _BACK and alone[t] and outward and (name, t + 1) not in told:
-                yield name, t + 1, turn
 
 
 def _row(series: Series, one: Event) -> dict[str, Any]:
@@ -179,9 +204,3 @@ def _row(series: Series, one: Event) -> dict[str, Any]:
 def _reversal_row(series: Series, name: str, interval: int, cosine: float) -> dict[str, Any]:
     names = {"baseline": series.names[interval], "candidate": series.names[interval + 1]}
     return {"block": name, **names, "cosine_to_last": cosine}
-
-
-def _reversal_finding(series: Series, name: str, interval: int, cosine: float) -> Finding:
-    source = "cosine with the update before, in this block alone; judgement"
-    sides = series.names[interval], series.names[interval + 1]
-    return Finding("update-reversed", "medium", name, cosine, _BACK, source, *sides)

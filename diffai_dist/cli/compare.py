@@ -76,6 +76,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
         Selection(options["include"], options["exclude"], options["ignore_keys_regex"]),
         options["epsilon"],
         chosen_analyses(options),
+        {},
         profile_of(options),
         place_of(options),
         memory_bytes(options["unit_size"], "--unit-size"),

@@ -117,29 +117,22 @@ class Verb(click.Command):
         return rest
 
 
-def _refuse(name: str) -> Callable[[click.Context, click.Parameter, bool], None]:
-    def refuse(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-        if value:
-            raise click.UsageError(f"{name} is not available yet; it comes with a later version", context)
-
-    return refuse
-
-
 def analysis_options() -> Callable[[Command], Command]:
-    """A flag for each analysis, of pairs and of series; those that come later are refused by name."""
-    from diffai_dist.analyses import ANALYSES, NOT_YET, SERIES
+    """A flag for each analysis, of pairs and of series, and one for all that the one reading can answer."""
+    from diffai_dist.analyses import ANALYSES, SERIES
 
-    ready = [
+    flags = [
         click.option(kind.flag, f"analysis_{name}", is_flag=True, help=(kind.__doc__ or "").splitlines()[0])
         for name, kind in (*ANALYSES.items(), *SERIES.items())
-        if kind.flag
     ]
-    later = [
-        click.option(flag, is_flag=True, expose_value=False, hidden=True, callback=_refuse(flag)) for flag in NOT_YET
-    ]
-    return together(*ready, *later)
+    every = click.option("--all", "all_analyses", is_flag=True, help="All analyses that cost no second reading.")
+    return together(every, *flags)
 
 
 def chosen_analyses(options: dict[str, Any]) -> tuple[str, ...]:
     """The analyses whose flags were given, in the order of the registries."""
-    return tuple(name.removeprefix("analysis_") for name, on in options.items() if name.startswith("analysis_") and on)
+    from diffai_dist.analyses import ANALYSES, SERIES
+
+    kinds = {**ANALYSES, **SERIES}
+    every = options.get("all_analyses", False)
+    return tuple(name for name, kind in kinds.items() if options[f"analysis_{name}"] or (every and kind.in_all))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffai_dist.console import print_chunks
-from diffai_dist.errors import Unreadable, UsageError
+from diffai_dist.errors import StoreError, Unreadable, UsageError
 
 if TYPE_CHECKING:
     from diffai_dist.api import Report
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from diffai_dist.report import View
     from diffai_dist.storage import Profile
     from diffai_dist.store import ReportStore
+
+log = logging.getLogger(__name__)
 
 
 def profile_of(options: dict[str, Any]) -> Profile:
@@ -120,6 +122,16 @@ def kept_store(url: str, profile: Profile) -> ReportStore:
     if not storage.is_remote(path) and not Path(path).is_dir():  # a bucket has no folders that could be missing
         raise UsageError(f"{escape(path, None)}: there is no such folder, so no store")
     return open_store(url, profile)
+
+
+def night_before(kept: ReportStore, run: str) -> Sweep | None:
+    """The run before this one, from the store; what is wrong with it does not cost this night's result."""
+    try:
+        earlier = kept.latest_before(kept.plan(run))
+        return kept.load(earlier) if earlier else None
+    except StoreError as error:
+        log.warning("%s. What is new since the night before is not known", error)
+        return None
 
 
 class Bar:

@@ -15,7 +15,7 @@ from diffai_dist.cli.options import (
     storage_options,
     tensors_option,
 )
-from diffai_dist.cli.output import Target, kept_store, profile_of, start_logging
+from diffai_dist.cli.output import Target, kept_store, night_before, profile_of, start_logging
 from diffai_dist.console import print_chunks
 
 
@@ -48,9 +48,8 @@ def report(run: str, store: str, **options: Any) -> int:
     kept = kept_store(store, profile_of(options))
     name = kept.resolve(run)
     found = kept.load(name)
-    earlier = kept.latest_before(kept.plan(name)) if found.mode else None
     if not options["quiet"] or target.path:
-        target.write(found, target.view(kept.load(earlier) if earlier else None))
+        target.write(found, target.view(night_before(kept, name) if found.mode else None))
     if found.differs and (options["exit_code"] or options["quiet"]):
         return 1
     return 0 if found.complete else CheckpointError.exit_code

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -30,9 +29,18 @@ from diffai_dist.cli.options import (
     together,
     unit_size_option,
 )
-from diffai_dist.cli.output import Bar, Target, check_store, kept_store, profile_of, say_on_stderr, start_logging
+from diffai_dist.cli.output import (
+    Bar,
+    Target,
+    check_store,
+    kept_store,
+    night_before,
+    profile_of,
+    say_on_stderr,
+    start_logging,
+)
 from diffai_dist.console import print_chunks
-from diffai_dist.errors import StoreError, UsageError
+from diffai_dist.errors import UsageError
 
 if TYPE_CHECKING:
     from diffai_dist.api import Report
@@ -40,8 +48,6 @@ if TYPE_CHECKING:
     from diffai_dist.opening import Group
     from diffai_dist.records import Sweep
     from diffai_dist.run import Settings
-
-log = logging.getLogger(__name__)
 
 MODES = ("consecutive", "vs-first", "vs-last", "vs-baseline", "all")
 
@@ -173,18 +179,12 @@ def _run(group: Group, settings: Settings, store: str | None, target: Target, op
 
 
 def _before(report: Report, store: str | None) -> Sweep | None:
-    """The run of the night before, from the store; what is wrong with it does not cost this night's result."""
+    """The run of the night before, where this one was kept beside it."""
     from diffai_dist.api import open_store
 
     if store is None or report.store_error:
         return None
-    kept = open_store(store, report.settings.profile)
-    try:
-        earlier = kept.latest_before(kept.plan(report.id))
-        return kept.load(earlier) if earlier else None
-    except StoreError as error:
-        log.warning("%s. What is new since the night before is not known", error)
-        return None
+    return night_before(open_store(store, report.settings.profile), report.id)
 
 
 @click.argument("run", metavar="RUN")

@@ -22,8 +22,8 @@ from typing import Any, Self
 import numpy as np
 
 from diffai_dist.errors import StoreError
-from diffai_dist.partials import ALGORITHM, MOMENTS, SHIFT
-from diffai_dist.rows import Rows
+from diffai_dist.partials import ALGORITHM
+from diffai_dist.rows import DTYPES, Rows
 from diffai_dist.store.parts import Folder, short
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ BATCH_BYTES = 16 * 2**20
 BATCH_SECONDS = 10.0  # what a killed run measures again at most, beside the units under way
 SIGNAL_SECONDS = 3.0  # for the last batch of a run that a signal ends: it has 10 s, of which units under way take 5
 
-DTYPES = {"moments": MOMENTS, "shifts": SHIFT, "grams": np.dtype(np.float64)}
 # What decoding a line may raise that is not as it was written.
 DAMAGED = (ValueError, LookupError, TypeError, OverflowError, RecursionError, zlib.error)
 UNITS = re.compile(r"runs/([^/]+)/units/[0-9a-f]{16}-([0-9]+)\.jsonl")  # run, records in the batch
@@ -121,7 +120,7 @@ def read_units(folder: Folder, run: str) -> dict[str, Rows]:
 def encode(key: str, rows: Rows) -> bytes:
     """A record as a JSON line; its digest is of the numbers, whatever compressed them."""
     arrays = {name: getattr(rows, name) for name in DTYPES}
-    shapes = {name: None if array is None else list(array.shape) for name, array in arrays.items()}
+    shapes = {name: list(array.shape) for name, array in arrays.items() if array is not None}
     raw = b"".join(
         np.ascontiguousarray(array, DTYPES[name].newbyteorder("<")).tobytes()
         for name, array in arrays.items()
@@ -138,7 +137,9 @@ def decode(line: bytes) -> tuple[str, str, Rows]:
     key, shapes = record["key"], record["shapes"]
     if type(key) is not str or record["algorithm"] != ALGORITHM:
         raise ValueError("another kind of record")
-    sizes = {name: _nbytes(shapes[name], dtype) for name, dtype in DTYPES.items()}
+    if type(shapes) is not dict or not {"moments", "shifts"} <= set(shapes) <= set(DTYPES):
+        raise ValueError("other arrays than a unit has")
+    sizes = {name: _nbytes(shapes.get(name), dtype) for name, dtype in DTYPES.items()}
     # No more than was announced is ever unpacked.
     raw = zlib.decompressobj().decompress(base64.b64decode(record["data"], validate=True), sum(sizes.values()) + 1)
     if len(raw) != sum(sizes.values()) or _mark(key, shapes, raw) != record["blake2b"]:
@@ -147,7 +148,7 @@ def decode(line: bytes) -> tuple[str, str, Rows]:
     start = 0
     for name, dtype in DTYPES.items():
         part = np.frombuffer(raw[start : start + sizes[name]], dtype.newbyteorder("<")).astype(dtype, copy=False)
-        arrays[name] = None if shapes[name] is None else part.reshape(shapes[name])
+        arrays[name] = None if shapes.get(name) is None else part.reshape(shapes[name])
         start += sizes[name]
     return key, record["blake2b"], Rows(**arrays)
 
