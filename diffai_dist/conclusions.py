@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import overload
 
 from diffai_dist.analyses import ANALYSES, SERIES
 from diffai_dist.analyses.series import Series
+from diffai_dist.comparison import compare_members
 from diffai_dist.errors import Failure
 from diffai_dist.judging import coverage, tensor_records
 from diffai_dist.opening import Opened
+from diffai_dist.partials import MOMENTS, SHIFT, empty
 from diffai_dist.records import CLOSED, AnalysisRecord, Coverage, Measurements, PairSummary, Result, Sweep, TensorRecord
 from diffai_dist.run import Settings
 from diffai_dist.whole import whole_change
@@ -90,7 +92,7 @@ def _result(
     warnings = tuple(warning for one in checkpoints for warning in one.warnings)
     if measured is None or closed:
         nothing = Coverage(0, 0, 0, 0, 0, 0, 0, {CLOSED: closed})
-        return Result(names[0], names[1], (), tuple(own), (), nothing, warnings)
+        return Result(names[0], names[1], (), tuple(own), further, nothing, warnings)
     place = {member: i for i, member in enumerate(opened.present)}
     at = _pair_index(opened, index)
     records = tensor_records(measured, at, settings.epsilon)
@@ -140,14 +142,32 @@ def _of_anchor(measured: Measurements, records: Sequence[TensorRecord]) -> Itera
 
 
 def _series(opened: Opened, measured: Measurements | None, settings: Settings) -> tuple[AnalysisRecord, ...]:
-    if measured is None or opened.group.mode is None:
+    """Of a series of checkpoints; where no pair of them could be measured, what their headers tell."""
+    if opened.group.mode is None:
         return ()
-    series = series_of(opened, measured)
-    asked = [name for name, kind in SERIES.items() if kind.always or name in settings.analyses]
-    return tuple(settings.analysis(name)(series) for name in asked)
+    return tuple(of_series(opened, measured, settings, ()))
 
 
-def series_of(opened: Opened, measured: Measurements) -> Series:
+def of_series(
+    opened: Opened, measured: Measurements | None, settings: Settings, apart: Collection[str]
+) -> Iterator[AnalysisRecord]:
+    """The analyses of a series that were asked for, but for those that are made apart."""
+    always = measured is not None and opened.group.mode is not None
+    series = series_of(opened, measured, settings)
+    for name, kind in SERIES.items():
+        asked = name in settings.analyses or (kind.always and always)
+        if asked and name not in apart and (measured is not None or kind.kind == "H"):
+            yield settings.analysis(name)(series)
+
+
+def series_of(opened: Opened, measured: Measurements | None, settings: Settings) -> Series:
     """The members that could be opened, as the analyses of a series see them."""
-    described = opened.members
-    return Series(measured, tuple(described[member] for member in opened.present))
+    described, names = opened.members, [member.name for member in opened.group.members]
+    closed = {names[i]: opened.failures[i] for i, one in enumerate(opened.checkpoints) if one is None}
+    if measured is None:
+        checkpoints = [one for one in opened.checkpoints if one is not None]
+        comparison = compare_members(checkpoints, (), settings.selection)
+        shape = len(comparison.aligned), len(checkpoints)
+        measured = Measurements(comparison, empty(MOMENTS, shape), empty(SHIFT, (shape[0], 0)), {})
+    problems = tuple(opened.failures[member] for member in opened.present)
+    return Series(measured, tuple(described[member] for member in opened.present), problems, closed)

@@ -8,13 +8,14 @@ Norms that MOMENTS tell do not pass the anchor; of two ways to a number the one 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from diffai_dist.comparison import Pair
-from diffai_dist.partials import GRAM
+from diffai_dist.partials import GRAM, empty_gram
 from diffai_dist.statistics import NO_FINITE, NO_SQUARES, ZERO_BASELINE, ZERO_BOTH, ZERO_CANDIDATE, sound
 
 LOST = "lost to rounding about the anchor; choose another with --baseline, or measure --elementwise"
@@ -116,6 +117,21 @@ def squared_norms(grams: np.ndarray, moments: np.ndarray, pair: Pair) -> np.ndar
     known = (own["finite"] == counted[:, None]) & sound(squares, own["abs_sum"])
     norms: np.ndarray = np.where(known, squares, np.nan)
     return norms
+
+
+def grams_of_two(shifts: Mapping[str, np.ndarray] | np.ndarray) -> np.ndarray:
+    """Pairs that were measured element by element as Grams of two, [pairs, planes, 2, 2], the baseline the anchor.
+
+    Of columns `both`, `max_abs`, `aa`, `along` = slope * aa and `d2` as in SHIFT, or of their sums over tensors.
+    """
+    grams = empty_gram(len(shifts["aa"]), 2)
+    planes = {name: grams[:, index] for index, name in enumerate(GRAM)}
+    planes["count"][:] = shifts["both"][:, None, None]
+    planes["differ"][:] = (shifts["max_abs"] > 0)[:, None, None]
+    planes["aa"][:] = shifts["aa"][:, None, None]
+    planes["along"][:, 1, :] = shifts["along"][:, None]
+    planes["norm"][:, 1, :] = shifts["d2"][:, None]
+    return grams
 
 
 def whole(grams: np.ndarray) -> np.ndarray:

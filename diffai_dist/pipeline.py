@@ -10,11 +10,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diffai_dist import storage
-from diffai_dist.analyses import SERIES
+from diffai_dist.checkpoint import Checkpoint
 from diffai_dist.cluster import Place, engine, memory_bytes
 from diffai_dist.collect import Collector
 from diffai_dist.comparison import Comparison
-from diffai_dist.conclusions import conclude, series_of
+from diffai_dist.conclusions import conclude, of_series
 from diffai_dist.errors import ClusterError, StoreError, UsageError
 from diffai_dist.execute import Outcome, lost, measure
 from diffai_dist.layers import layer_comparison, layer_similarity
@@ -149,20 +149,20 @@ def run_group(
 
 def _of_a_pair(opened: Opened, measured: Measurements | None, settings: Settings) -> tuple[AnalysisRecord, ...]:
     """Analyses of a series, where there are only two: the layers of each are a series, too."""
-    if opened.group.mode is not None or measured is None:
+    if opened.group.mode is not None:
         return ()
-    records = []
-    if "similarity_matrix" in settings.analyses:
-        for checkpoint in opened.checkpoints:
-            if checkpoint is not None:
-                comparison = layer_comparison(checkpoint, settings.selection)
-                plan = make_plan(comparison, settings.profile, settings.unit_bytes) if comparison else None
-                layers = run_plan(plan, fit_place(plan, settings.place))[0] if plan else None
-                records.append(layer_similarity(checkpoint, layers))
-    series = series_of(opened, measured)
-    asked = [name for name in SERIES if name in settings.analyses and name != "similarity_matrix"]
-    records += [settings.analysis(name)(series) for name in asked]
-    return tuple(records)
+    layers = "similarity_matrix" in settings.analyses and measured is not None
+    return (
+        *(_layers_of(one, settings) for one in opened.checkpoints if one is not None and layers),
+        *of_series(opened, measured, settings, apart=("similarity_matrix",)),
+    )
+
+
+def _layers_of(checkpoint: Checkpoint, settings: Settings) -> AnalysisRecord:
+    comparison = layer_comparison(checkpoint, settings.selection)
+    plan = make_plan(comparison, settings.profile, settings.unit_bytes) if comparison else None
+    layers = run_plan(plan, fit_place(plan, settings.place))[0] if plan else None
+    return layer_similarity(checkpoint, layers)
 
 
 def _run_stored(

@@ -10,9 +10,9 @@ import numpy as np
 from diffai_dist.analyses.change_summary import cosine_distance
 from diffai_dist.analyses.sums import exact, relative, rolled_up, share, shifts_of
 from diffai_dist.comparison import Pair
-from diffai_dist.gram import gram_changes, squared_norms, whole
+from diffai_dist.gram import gram_changes, grams_of_two, squared_norms, whole
 from diffai_dist.judging import comes_from_gram
-from diffai_dist.partials import GRAM, empty_gram
+from diffai_dist.partials import GRAM
 from diffai_dist.records import Change, ErrorBound, Measurements, TensorRecord
 from diffai_dist.statistics import sound
 
@@ -56,25 +56,17 @@ def _from_gram(
     if measured.grams is None:
         raise ValueError("no Gram was measured")
     pair = measured.comparison.pairs[pair_index]
-    sides = np.ix_((pair.baseline, pair.candidate), (pair.baseline, pair.candidate))
+    sides = (pair.baseline, pair.candidate)
+    own = measured.grams[np.ix_(list(products), range(len(GRAM)), sides, sides)]
     rows = measured.shifts[list(elements), pair_index]
-    grams = np.stack([*(measured.grams[i][:, *sides] for i in products), *map(_as_gram, rows)])
+    shifts = {name: rows[name] for name in ("both", "max_abs", "aa", "d2")} | {"along": rows["slope"] * rows["aa"]}
+    grams = np.concatenate([own, grams_of_two(shifts)])
     known = squared_norms(measured.grams[products], measured.moments[products], pair)
-    own = [np.where(sound(rows[two], rows[one]), rows[two], np.nan) for two, one in (("aa", "a1"), ("bb", "b1"))]
-    norms = np.array([[math.fsum(side) for side in np.concatenate([known, np.stack(own, axis=1)]).T.tolist()]])
+    norms_of = [np.where(sound(rows[two], rows[one]), rows[two], np.nan) for two, one in (("aa", "a1"), ("bb", "b1"))]
+    norms = np.array([[math.fsum(side) for side in np.concatenate([known, np.stack(norms_of, axis=1)]).T.tolist()]])
     columns = gram_changes(whole(grams), Pair(0, 1), norms)
     l2, rel_l2, distance, error, angle, relative_error = (
         columns[name][0] for name in ("l2", "rel_l2", "cosine_distance", "l2_error", "cosine_error", "rel_l2_error")
     )
     change = Change(l2, rel_l2, None, None, None, None, distance, None, None, None)
     return change, None if error is None else ErrorBound(error, angle, relative_error)
-
-
-def _as_gram(row: np.void) -> np.ndarray:
-    """A pair that was measured element by element, as a Gram of two whose anchor is the baseline."""
-    gram: np.ndarray = empty_gram(1, 2)[0]
-    gram[GRAM.index("count")] = row["both"]
-    gram[GRAM.index("differ")] = row["max_abs"] > 0
-    gram[GRAM.index("aa")] = row["aa"]
-    gram[GRAM.index("along"), 1], gram[GRAM.index("norm"), 1] = float(row["slope"]) * float(row["aa"]), row["d2"]
-    return gram

@@ -10,8 +10,8 @@ import numpy as np
 from diffai_dist.analyses.lengths import squared_errors
 from diffai_dist.analyses.series import Series
 from diffai_dist.comparison import Pair
-from diffai_dist.gram import gram_changes
-from diffai_dist.partials import GRAM, empty_gram
+from diffai_dist.gram import gram_changes, grams_of_two
+from diffai_dist.partials import GRAM
 from diffai_dist.statistics import sound
 
 COLUMNS = ("l2", "l2_error", "rel_l2", "cosine_distance", "cosine_error")
@@ -107,13 +107,8 @@ def _as_grams(shifts: np.ndarray, both: np.ndarray) -> tuple[np.ndarray, np.ndar
         return found
 
     with np.errstate(all="ignore"):
-        grams = empty_gram(shifts.shape[1], 2)
-        planes = {name: grams[:, index] for index, name in enumerate(GRAM)}
-        planes["count"][:] = summed(shifts["both"])[:, None, None]
-        planes["differ"][:] = summed(shifts["changed"])[:, None, None]
-        planes["aa"][:] = summed(shifts["aa"])[:, None, None]
-        planes["along"][:, 1, :] = summed(shifts["slope"] * shifts["aa"])[:, None]
-        planes["norm"][:, 1, :] = summed(shifts["d2"])[:, None]
+        sums = {name: summed(shifts[name]) for name in ("both", "max_abs", "aa", "d2")}
+        grams = grams_of_two(sums | {"along": summed(shifts["slope"] * shifts["aa"])})
         sides = [(summed(shifts[two]), summed(shifts[one])) for two, one in (("aa", "a1"), ("bb", "b1"))]
         norms = np.stack([np.where(sound(*side), side[0], np.nan) for side in sides], axis=-1)
     return grams, norms

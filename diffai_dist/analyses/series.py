@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,7 @@ from diffai_dist.analyses.lengths import Distances, from_elements, from_gram
 from diffai_dist.analyses.sameness import ABSENT, DIFFERENT, SAME, UNKNOWN, Sameness
 from diffai_dist.checkpoint import Tensor
 from diffai_dist.dtypes import Family
+from diffai_dist.errors import Failure
 from diffai_dist.gram import whole
 from diffai_dist.partials import GRAM
 from diffai_dist.records import Measurements, Member
@@ -28,6 +29,10 @@ class Series:
 
     measured: Measurements
     members: tuple[Member, ...]
+    problems: tuple[tuple[Failure, ...], ...] = ()  # by member: what is wrong with it as a whole
+    closed: Mapping[str, tuple[Failure, ...]] = field(
+        default_factory=dict
+    )  # what could not be opened, by name
 
     @cached_property
     def names(self) -> list[str]:
