@@ -13,6 +13,7 @@ from diffai_dist.plan import Unit
 from diffai_dist.rows import add, add_histograms, merge_of, merge_tree
 
 BINS = 2**16
+COUNTED = {"histogram", "codes"}
 
 
 class DetailTables:
@@ -32,10 +33,11 @@ class DetailTables:
         self.bitwise = empty(BITWISE, (slots[-1], pairs)) if "bitwise" in asked else None
         self.rows = np.zeros((self.rows_from[-1], members), ROW)
         self.row_shifts = np.zeros((self.rows_from[-1], pairs), ROW_SHIFT)
-        self.columns = np.zeros((self.columns_from[-1], members), COLUMN)
-        self.column_shifts = np.zeros((self.columns_from[-1], pairs), COLUMN_SHIFT)
+        self.columns = np.zeros((self.columns_from[-1], members), COLUMN, "F")  # as the kernel walks
+        self.column_shifts = np.zeros((self.columns_from[-1], pairs), COLUMN_SHIFT, "F")
         self.histograms: dict[tuple[int, int], np.ndarray] = {}  # by subtree and member
-        self._counts = np.zeros((members, BINS), np.int64) if "histogram" in asked else None
+        self._counts = np.zeros((members, BINS), np.int64) if asked & COUNTED else None
+        self._all_counted = "histogram" in asked
 
     def places(self, subtree: int, slot: int, first: int) -> tuple[int, int, int]:
         """Index of the row that holds the element, elements of a row, index of its first column; 0 and -1 for none."""
@@ -65,12 +67,13 @@ class DetailTables:
         kernels.measure_details(arena, slots, base, count, bits, codes, pairs, rows_at, widths, columns_at, out)
         if self._counts is not None:
             for piece, (subtree, *_) in enumerate(pieces):
-                self._count(arena, subtree, int(count[piece]), bits[piece], codes[piece])
+                own = bits[piece] if self._all_counted else np.where(kernels.is_byte(codes[piece]), bits[piece], -1)
+                self._count(arena, subtree, int(count[piece]), own, codes[piece])
 
     def _count(self, arena: np.ndarray, subtree: int, count: int, bits: np.ndarray, codes: np.ndarray) -> None:
         from diffai_dist import kernels
 
-        if self._counts is None:
+        if self._counts is None or not (bits >= 0).any():
             return
         kernels.count_bins(arena, count, bits, codes, self._counts)
         for member in np.flatnonzero(bits >= 0).tolist():

@@ -83,6 +83,7 @@ DETAILS = (
     "rows",  # ROW of each row of each member, ROW_SHIFT of each row of each pair: grid.row_elements
     "columns",  # COLUMN and COLUMN_SHIFT likewise: grid.column_count
     "histogram",  # HISTOGRAM of each member
+    "codes",  # the same of tensors of 8 bits alone, whose bins are their codes
 )
 
 # What the bytes of a member are like.

@@ -168,7 +168,7 @@ def table_bytes(comparison: Comparison, height: int, width: int) -> int:
 
 def _histogram_bytes(comparison: Comparison) -> int:
     """Bytes of the counts of all bins that a task keeps."""
-    return 8 * 2**16 * len(comparison.members) if "histogram" in comparison.details else 0
+    return 8 * 2**16 * len(comparison.members) if {"histogram", "codes"}.intersection(comparison.details) else 0
 
 
 def _row_bytes(comparison: Comparison, pairs: bool, gram: bool) -> int:

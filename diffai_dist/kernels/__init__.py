@@ -1,4 +1,4 @@
-"""Bytes of all members in, MOMENTS, SHIFT and GRAM out; strict IEEE, so that every processor gives the same bits."""
+"""Bytes of all members in, MOMENTS, SHIFT, GRAM and details out; strict IEEE: every processor gives the same bits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffai_dist.partials import BLOCK, GRAM, MOMENTS, SHIFT, empty, empty_gram
+from diffai_dist.partials import (
+    BITWISE,
+    BLOCK,
+    COLUMN,
+    COLUMN_SHIFT,
+    CONTENT,
+    GRAM,
+    MOMENTS,
+    ROW,
+    ROW_SHIFT,
+    SHIFT,
+    empty,
+    empty_gram,
+)
 
 _ROW = BLOCK + 16  # words; a row of scratch ends in room for one vector, and rows do not alias in the cache
 
@@ -54,17 +67,67 @@ def measure(
     """
     from diffai_dist.kernels.blocks import measure_pieces
 
-    if arena.dtype != np.uint8 or not arena.flags.c_contiguous:
-        raise ValueError("the arena must be contiguous uint8")
     members = bits.shape[1]
     grams = empty_gram(0, members) if grams is None else grams
     if anchor >= members or (anchor >= 0 and grams.shape[1:] != (len(GRAM), members, members)):
         raise ValueError(f"grams of shape {grams.shape} do not hold {members} members about member {anchor}")
     work = _workspace(members)
     slots, base, count, bits, codes, pairs = map(_integers, (slots, base, count, bits, codes, pairs))
-    address, size = arena.ctypes.data, arena.size
+    address, size = _address(arena), arena.size
     rows = _rows(moments), _rows(shifts), _rows(grams)
     measure_pieces(address, size, slots, base, count, bits, codes, pairs, anchor, *rows, work)
+
+
+class DetailRows(NamedTuple):
+    """Rows that details are added to; None for what was not asked for.
+
+    Columns are walked along: their arrays are in Fortran order, so that those of a member or pair are contiguous.
+    """
+
+    content: np.ndarray | None = None  # CONTENT [slots, members]
+    bitwise: np.ndarray | None = None  # BITWISE [slots, pairs]
+    rows: np.ndarray | None = None  # ROW [rows, members]
+    row_shifts: np.ndarray | None = None  # ROW_SHIFT [rows, pairs]
+    columns: np.ndarray | None = None  # COLUMN [columns, members]
+    column_shifts: np.ndarray | None = None  # COLUMN_SHIFT [columns, pairs]
+
+
+def measure_details(
+    arena: np.ndarray,
+    slots: np.ndarray,
+    base: np.ndarray,
+    count: np.ndarray,
+    bits: np.ndarray,
+    codes: np.ndarray,
+    pairs: np.ndarray,
+    rows_at: np.ndarray,
+    widths: np.ndarray,
+    columns_at: np.ndarray,
+    out: DetailRows,
+) -> None:
+    """Add what only some analyses need of the same pieces as in `measure`, in order.
+
+    `widths` [pieces] are the elements of a row, 0 where no rows are taken; `rows_at` is the index of the row in which
+    element `base` lies, `columns_at` that of the first column of its slot, -1 where no columns are taken. Leaves that
+    have rows start with one.
+    """
+    from diffai_dist.kernels.details import measure_detail_pieces
+
+    members = bits.shape[1]
+    work, blocks = _workspace(members), (empty(CONTENT, (1,)), empty(BITWISE, (1,)))
+    places = map(_integers, (slots, base, count, bits, codes, pairs, rows_at, widths, columns_at))
+    rows = _arrays(out, members, len(pairs))
+    measure_detail_pieces(_address(arena), arena.size, *places, rows, blocks, work)
+
+
+def count_bins(arena: np.ndarray, count: int, bits: np.ndarray, codes: np.ndarray, into: np.ndarray) -> None:
+    """Add the finite values of a piece of each member to int64 [members, 65536]: partials.HISTOGRAM, dense."""
+    from diffai_dist.kernels.details import count_piece
+
+    if into.shape != (bits.size, 2**16) or into.dtype != np.int64:
+        raise ValueError(f"bins of shape {into.shape} do not hold {bits.size} members")
+    place = _address(arena), arena.size, int(count), _integers(bits), _integers(codes)
+    count_piece(*place, _rows(into), _workspace(bits.size))
 
 
 def merge_moments(left: np.ndarray, right: np.ndarray) -> None:
@@ -81,6 +144,20 @@ def merge_shifts(left: np.ndarray, right: np.ndarray) -> None:
     _merge(join_all_shifts, left, right)
 
 
+def merge_content(left: np.ndarray, right: np.ndarray) -> None:
+    """Add CONTENT rows to those of the elements before them, in place; equal shapes."""
+    from diffai_dist.kernels.details import join_all_content
+
+    _merge(join_all_content, left, right)
+
+
+def merge_bitwise(left: np.ndarray, right: np.ndarray) -> None:
+    """Add BITWISE rows to those of the elements before them, in place; equal shapes."""
+    from diffai_dist.kernels.details import join_all_bitwise
+
+    _merge(join_all_bitwise, left, right)
+
+
 def warm() -> None:
     """Compile the kernels, or load them from disk."""
     one = np.zeros((1, 1), np.int64)
@@ -93,6 +170,12 @@ def warm() -> None:
 _threads = threading.local()
 
 
+def _address(arena: np.ndarray) -> int:
+    if arena.dtype != np.uint8 or not arena.flags.c_contiguous:
+        raise ValueError("the arena must be contiguous uint8")
+    return int(arena.ctypes.data)
+
+
 def _integers(part: np.ndarray) -> np.ndarray:
     """The one layout that is compiled for: int64, contiguous, writable."""
     return part if part.dtype == np.int64 and part.flags.carray else np.array(part, np.int64)
@@ -102,6 +185,18 @@ def _rows(rows: np.ndarray) -> np.ndarray:
     if not rows.flags.carray:
         raise ValueError("rows that are added to must be contiguous and writable")
     return rows
+
+
+def _arrays(out: DetailRows, members: int, pairs: int) -> DetailRows:
+    """All arrays, empty for None; the columns of a member or pair as a row."""
+    kinds = (CONTENT, BITWISE, ROW, ROW_SHIFT, COLUMN, COLUMN_SHIFT)
+    found = []
+    for rows, kind, width in zip(out, kinds, (members, pairs) * 3, strict=True):
+        rows = np.zeros((0, width), kind) if rows is None else rows
+        if rows.dtype != kind or rows.shape[1:] != (width,):
+            raise ValueError(f"details of shape {rows.shape} and dtype {rows.dtype} do not fit")
+        found.append(_rows(rows.T if kind in (COLUMN, COLUMN_SHIFT) else rows))
+    return DetailRows(*found)
 
 
 def _workspace(members: int) -> Work:

@@ -60,7 +60,7 @@ def measure_pieces(
     """All blocks of all pieces, in order, from an arena of `size` bytes at the address `origin`."""
     for piece in range(slots.size):
         begins, kinds, slot = bits[piece], codes[piece], slots[piece]
-        _check(size, count[piece], begins, kinds)
+        check_piece(size, count[piece], begins, kinds)
         if not (0 <= slot < moments.shape[0] and slot < shifts.shape[0] and (anchor < 0 or slot < grams.shape[0])):
             raise ValueError("a piece has no row to add to")
         for start in range(0, count[piece], BLOCK):
@@ -77,7 +77,7 @@ def measure_pieces(
 
 
 @jit
-def _check(size: Word, count: Word, bits: np.ndarray, codes: np.ndarray) -> None:
+def check_piece(size: Word, count: Word, bits: np.ndarray, codes: np.ndarray) -> None:
     for member in range(bits.size):
         if bits[member] < -1 or (bits[member] >= 0 and bits[member] + count * BITS[codes[member]] > 8 * size):
             raise ValueError("a piece lies outside the arena")

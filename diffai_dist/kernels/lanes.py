@@ -265,3 +265,13 @@ def sign_of(typing: Any, kind: Any) -> Any:
         return ir.Constant(_COUNT, 2 ** (kind.bitwidth - 1))
 
     return types.uint64(kind), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def bytes_of(typing: Any, kind: Any) -> Any:
+    """The bytes of a word of the kind's width."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        return ir.Constant(_COUNT, kind.bitwidth // 8)
+
+    return types.int64(kind), generate
