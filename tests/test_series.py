@@ -40,7 +40,7 @@ def test_the_examples_in_the_docstrings_hold(module: ModuleType) -> None:
 
 
 def all_findings(found: Series) -> list[Finding]:
-    return [finding for kind in SERIES.values() for finding in kind()(found).findings]
+    return [finding for name in OF_TRAINING for finding in SERIES[name]()(found).findings]
 
 
 def told(findings: list[Finding] | tuple[Finding, ...]) -> list[tuple[str, str, str | None, str | None, str | None]]:
@@ -843,17 +843,16 @@ def measured(seed: int, members: int, anchor: int | None = 0) -> Series:
     return series_of(states, steps=steps, anchor=anchor, failures=failures, pairs=pairs)
 
 
-@pytest.mark.parametrize("name", SERIES)
-def test_every_analysis_is_registered_as_it_is_asked_for(name: str) -> None:
-    kind = SERIES[name]
-    assert kind.name == name
-    assert kind.flag is None or kind.flag.startswith("--")
-    assert len((kind.__doc__ or "").splitlines()[0]) > 20
-    assert not kind.needs_gram or kind.flag
-    assert dataclasses.is_dataclass(kind)
+OF_TRAINING = [
+    "staleness_check",
+    "anomaly_detection",
+    "update_anomaly",
+    "similarity_matrix",
+    "convergence_analysis",
+]  # those that such a series tells something; tests/test_registry.py asks all
 
 
-@pytest.mark.parametrize("name", SERIES)
+@pytest.mark.parametrize("name", OF_TRAINING)
 @pytest.mark.parametrize("members", [1, 2, 3, 12])
 @pytest.mark.parametrize("anchor", [None, 0])
 def test_every_analysis_answers_in_strict_json(name: str, members: int, anchor: int | None) -> None:
@@ -878,7 +877,7 @@ def field_of(path: str) -> str:
     return re.sub(r"/(?:step-)?[0-9]+(?=/|$)", "/*", path)
 
 
-@pytest.mark.parametrize("name", SERIES)
+@pytest.mark.parametrize("name", OF_TRAINING)
 def test_every_number_moves_with_its_input(name: str) -> None:
     """No literal survives random inputs: counts vary, and no other number is stated of two series."""
     counts: dict[str, list[float]] = {}

@@ -14,6 +14,7 @@ from diffai_dist import kernels
 from diffai_dist.analyses.series import Series
 from diffai_dist.checkpoint import Checkpoint, Span, Tensor
 from diffai_dist.comparison import Pair, compare_members
+from diffai_dist.demo.network import gradients
 from diffai_dist.dtypes import Family, dtype_of
 from diffai_dist.errors import Failure
 from diffai_dist.partials import MOMENTS, SHIFT, empty, empty_gram
@@ -25,6 +26,7 @@ Weights = dict[str, np.ndarray]
 # F3 is no dtype that has a decoder.
 DTYPES = {"float32": "F32", "float64": "F64", "int64": "I64", "uint8": "U8", "complex64": "C64", "int8": "F3"}
 SIZES = (16, 32, 32, 32, 32, 32, 4)
+LAYERS = [f"layers.{layer}" for layer in range(len(SIZES) - 1)]
 
 
 @cache
@@ -47,7 +49,7 @@ def _trained(seed: int, schedule: str, members: int) -> tuple[Weights, ...]:
             3e-3
             * {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * part)), "drop": 0.1 ** (part > 0.6)}[schedule]
         )
-        for name, gradient in _gradients(weights, inputs[chosen], targets[chosen]).items():
+        for name, gradient in gradients(weights, LAYERS, inputs[chosen], targets[chosen]).items():
             first[name] = 0.9 * first[name] + 0.1 * gradient
             second[name] = 0.99 * second[name] + 0.01 * gradient**2
             scale = np.sqrt(second[name] / (1 - 0.99**step)) + 1e-8
@@ -60,22 +62,6 @@ def _trained(seed: int, schedule: str, members: int) -> tuple[Weights, ...]:
 def trained(seed: int = 0, schedule: str = "constant", members: int = 12) -> list[Weights]:
     """Checkpoints of a training whose arrays may be changed."""
     return [{name: values.copy() for name, values in one.items()} for one in _trained(seed, schedule, members)]
-
-
-def _gradients(weights: Weights, inputs: np.ndarray, targets: np.ndarray) -> Weights:
-    layers = range(len(SIZES) - 1)
-    values = [inputs]
-    for layer in layers:
-        hidden = values[-1] @ weights[f"layers.{layer}.weight"].T + weights[f"layers.{layer}.bias"]
-        values.append(np.maximum(hidden, 0) if layer < len(SIZES) - 2 else hidden)
-    odds = np.exp(values[-1] - values[-1].max(axis=1, keepdims=True))
-    back = (odds / odds.sum(axis=1, keepdims=True) - targets) / len(inputs)
-    found: Weights = {}
-    for layer in reversed(layers):
-        found[f"layers.{layer}.weight"] = back.T @ values[layer]
-        found[f"layers.{layer}.bias"] = back.sum(axis=0)
-        back = (back @ weights[f"layers.{layer}.weight"]) * (values[layer] > 0)
-    return found
 
 
 def shard_of(name: str, shards: int) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
 Weights = dict[str, np.ndarray]
 
 SIZES = (16, 128, 128, 4)
+LAYERS = tuple(f"fc{number}" for number in range(1, len(SIZES)))
 SAMPLES = 2048
 
 
@@ -17,8 +19,7 @@ def train(weights: Weights, steps: int, frozen: str = "", rate: float = 0.05) ->
     inputs, targets = _task()
     weights = {name: values.copy() for name, values in weights.items()}
     for _ in range(steps):
-        gradients = _gradients(weights, inputs, targets)
-        for name, gradient in gradients.items():
+        for name, gradient in gradients(weights, LAYERS, inputs, targets).items():
             if not frozen or not name.startswith(frozen):
                 weights[name] -= np.float32(rate) * gradient
     return weights
@@ -38,24 +39,26 @@ def initial() -> Weights:
     """Weights before training: He initialisation, a fixed seed."""
     generator = np.random.default_rng(1)
     weights: Weights = {}
-    for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(SIZES), start=1):
-        weights[f"fc{layer}.weight"] = generator.normal(0, np.sqrt(2 / fan_in), (fan_out, fan_in)).astype(np.float32)
-        weights[f"fc{layer}.bias"] = np.zeros(fan_out, np.float32)
+    for layer, (fan_in, fan_out) in zip(LAYERS, itertools.pairwise(SIZES), strict=True):
+        weights[f"{layer}.weight"] = generator.normal(0, np.sqrt(2 / fan_in), (fan_out, fan_in)).astype(np.float32)
+        weights[f"{layer}.bias"] = np.zeros(fan_out, np.float32)
     return weights
 
 
-def _gradients(weights: Weights, inputs: np.ndarray, targets: np.ndarray) -> Weights:
-    """Gradients of the cross entropy by back-propagation through ReLU layers."""
-    layers = range(1, len(SIZES))
+def gradients(weights: Weights, layers: Sequence[str], inputs: np.ndarray, targets: np.ndarray) -> Weights:
+    """Gradients of the cross entropy by back-propagation through ReLU layers, named in their order.
+
+    Inputs are [samples, fan_in of the first], targets [samples, fan_out of the last], one 1 in each row.
+    """
     values = [inputs]
     for layer in layers:
-        hidden = values[-1] @ weights[f"fc{layer}.weight"].T + weights[f"fc{layer}.bias"]
-        values.append(np.maximum(hidden, 0) if layer < len(SIZES) - 1 else hidden)
+        hidden = values[-1] @ weights[f"{layer}.weight"].T + weights[f"{layer}.bias"]
+        values.append(hidden if layer == layers[-1] else np.maximum(hidden, 0))
     odds = np.exp(values[-1] - values[-1].max(axis=1, keepdims=True))
     back = (odds / odds.sum(axis=1, keepdims=True) - targets) / len(inputs)
-    gradients: Weights = {}
-    for layer in reversed(layers):
-        gradients[f"fc{layer}.weight"] = back.T @ values[layer - 1]
-        gradients[f"fc{layer}.bias"] = back.sum(axis=0)
-        back = (back @ weights[f"fc{layer}.weight"]) * (values[layer - 1] > 0)
-    return gradients
+    found: Weights = {}
+    for layer, value in reversed(list(zip(layers, values, strict=False))):
+        found[f"{layer}.weight"] = back.T @ value
+        found[f"{layer}.bias"] = back.sum(axis=0)
+        back = (back @ weights[f"{layer}.weight"]) * (value > 0)
+    return found
