@@ -11,15 +11,25 @@ from typing import TYPE_CHECKING, Any
 from diffai_dist import storage
 from diffai_dist.cluster import Place
 from diffai_dist.comparison import Pair, Selection
-from diffai_dist.config import SweepConfig, load, merged
-from diffai_dist.errors import CheckpointError, Failure, SourceChanged, UsageError
+from diffai_dist.config import FailOn, SweepConfig, checked_thresholds, load, load_policy, merged
+from diffai_dist.errors import CheckpointError, Failure, GateBroken, SourceChanged, UsageError
+from diffai_dist.gates import Gate, judge
 from diffai_dist.inspection import plan_document
+from diffai_dist.matching import Matching
 from diffai_dist.opening import Group, Opened, open_group, pair_of
 from diffai_dist.pipeline import StartProgress, compared, fit_place, run_group
 from diffai_dist.plan import make_plan
 from diffai_dist.records import Coverage, Finding, Member, Result
 from diffai_dist.report import as_records, total_coverage
-from diffai_dist.request import check_analyses, details_of, group_of, known_analyses, partials_of, settings_of
+from diffai_dist.request import (
+    analyses_of,
+    details_of,
+    expectations,
+    group_of,
+    known_analyses,
+    matching_of,
+    settings_of,
+)
 from diffai_dist.reuse import Reuse, find_reuse, saved_bytes
 from diffai_dist.run import Run, Settings, comparison_document, run_id
 from diffai_dist.storage import Profile
@@ -85,6 +95,14 @@ class Report(Run):
             )
         return self
 
+    def raise_for_policy(self, policy: str, fail_on: FailOn | Sequence[FailOn] = ()) -> Report:
+        """The report itself, or GateBroken with the worst that the policy file, or `fail_on`, does not let pass."""
+        conditions = (fail_on,) if isinstance(fail_on, str) else tuple(fail_on)
+        verdict = judge(self.sweep, Gate(conditions, load_policy(policy)), datetime.now(UTC).date())
+        if verdict.met:
+            raise GateBroken("; ".join(verdict.lines()))
+        return self
+
     def raise_for_store(self) -> None:
         """The error that kept the run from being kept, if there was one."""
         if self.store_error is not None:
@@ -115,10 +133,8 @@ def open_store(url: str, profile: Profile) -> ReportStore:
 
 
 def compare_group(baseline: str, candidate: str, settings: Settings) -> Group:
-    """A comparison of two, with the products that its analyses ask for."""
-    series = [name for name in settings.analyses if name != "similarity_matrix"]  # which reads layers, not the pair
-    anchor = 0 if "gram" in partials_of(series) else None
-    return replace(pair_of(baseline, candidate), anchor=anchor, details=details_of(series))
+    """A comparison of two, with what its analyses ask for; the only products of two follow from their pair."""
+    return replace(pair_of(baseline, candidate), details=details_of(settings.analyses, settings.expect))
 
 
 def compare(
@@ -128,8 +144,13 @@ def compare(
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     ignore_keys_regex: str | None = None,
+    map: str | None = None,
     epsilon: float | None = None,
     analyses: Sequence[str] = (),
+    thresholds: Mapping[str, Mapping[str, Any]] | None = None,
+    expect_frozen: str | Sequence[str] = (),
+    expect_changed: str | Sequence[str] = (),
+    expect_cast: str | None = None,
     store: str | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
@@ -140,19 +161,21 @@ def compare(
 ) -> Report:
     """Compare two checkpoints and return the report; the same as `diffai-dist compare`.
 
+    `analyses` are names, or "all"; `thresholds` as in `{"anomaly_detection": {"dead_row_share": 0.02}}`.
     `storage_options` takes `endpoint_url`, `anon` and `profile`; secrets come from the environment. Workers are
     processes: a script that asks for them does so under `if __name__ == "__main__":`.
     Raises UsageError, ClusterError or StoreError; what could not be read is in `failures` of the report.
     """
-    check_analyses(tuple(analyses))
     settings = Settings(
         Selection(_globs(include), _globs(exclude), ignore_keys_regex),
         epsilon,
-        tuple(analyses),
-        {},
+        analyses_of(analyses),
+        checked_thresholds(thresholds or {}),
         _profile(storage_options or {}),
         Place(workers, scheduler, threads, memory_limit),
         unit_bytes,
+        expect=expectations(_globs(expect_frozen), _globs(expect_changed), expect_cast),
+        matching=matching_of(analyses_of(analyses), map),
     )
     report = run(compare_group(baseline, candidate, settings), settings, store)
     report.raise_for_store()
@@ -180,6 +203,7 @@ def resumed(run: str, store: str, profile: Profile, place: Place) -> tuple[Group
     """
     plan = open_store(store, profile).plan(run)
     comparison, chosen, reached = plan["comparison"], plan["settings"], plan["storage"]
+    expect = expectations(**chosen.get("expect", {}))
     group = Group(
         tuple(Member(one["name"], one["url"], one["step"], one["date"]) for one in comparison["members"]),
         tuple(one["url"] for one in comparison["members"]),
@@ -188,7 +212,7 @@ def resumed(run: str, store: str, profile: Profile, place: Place) -> tuple[Group
         comparison["name"],
         comparison["anchor"],
         comparison["elementwise"],
-        details_of(chosen["analyses"]),
+        details_of(chosen["analyses"], expect),
     )
     settings = Settings(
         Selection(tuple(chosen["include"]), tuple(chosen["exclude"]), chosen["ignore_keys_regex"]),
@@ -202,6 +226,8 @@ def resumed(run: str, store: str, profile: Profile, place: Place) -> tuple[Group
         ),
         place,
         plan["unit_bytes"],
+        expect=expect,
+        matching=Matching.of(chosen["matching"]),
     )
     _check_unchanged(plan, open_group(group, settings.profile), settings)
     return group, settings

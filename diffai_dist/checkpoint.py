@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from diffai_dist.dtypes import DType, Family, dtype_of
 from diffai_dist.errors import Failure
@@ -52,12 +53,24 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Violation:
+    """What is wrong or odd about how a checkpoint lies in its objects, for those who ask; failures and warnings tell it
+    in words. `names` are all tensors or files that break the rule."""
+
+    rule: str
+    object: str  # redacted URL
+    found: str
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Named tensors with their metadata, in one or many pinned objects.
 
     `unreadable` holds the tensors that should be there but cannot be read (a missing shard), `failures` what is
     wrong with the checkpoint as a whole, `warnings` what is odd and harmless. `unknown` says which part is missing
-    without anyone knowing its tensors: a name that is not here may be there.
+    without anyone knowing its tensors: a name that is not here may be there. `config` is the model's config.json, where
+    it was asked for and can be used.
     """
 
     url: str  # redacted
@@ -69,3 +82,5 @@ class Checkpoint:
     failures: tuple[Failure, ...] = ()
     warnings: tuple[str, ...] = ()
     unknown: Failure | None = None
+    violations: tuple[Violation, ...] = ()
+    config: Mapping[str, Any] | None = None

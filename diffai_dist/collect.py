@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from diffai_dist.comparison import Pair
 from diffai_dist.errors import Failure
 from diffai_dist.partials import BITWISE, CONTENT, MOMENTS, SHIFT, empty, empty_gram
-from diffai_dist.plan import Lane, Plan, Unit
+from diffai_dist.plan import Lane, Plan, Unit, is_real
 from diffai_dist.records import Details, Measurements
 from diffai_dist.rows import Rows, merged, split
 
@@ -73,8 +74,9 @@ class Collector:
                 if (sizes := getattr(rows, counts)) is not None}  # fmt: skip
         for at, lane in enumerate(lanes):
             there = {member for member, tensor in enumerate(lane.tensors) if tensor}
-            sides = [index for index, pair in enumerate(pairs) if {pair.baseline, pair.candidate} <= there]
+            sides = [index for index, pair in enumerate(pairs) if _sides(pair) <= there]
             own = {"members": sorted(there), "pairs": sides if lane.pairs else []}
+            real = {member for member, tensor in enumerate(lane.tensors) if tensor and is_real(tensor)}
             if self.content is not None and rows.content is not None:
                 self.content[lane.tensor, own["members"]] = rows.content[at, own["members"]]
             if self.bitwise is not None and rows.bitwise is not None:
@@ -83,10 +85,11 @@ class Collector:
                 if counts in ends and ends[counts][at] < ends[counts][at + 1]:
                     table = getattr(rows, source)[ends[counts][at] : ends[counts][at + 1]]
                     for column in own[of]:
-                        self.tables[name][lane.tensor, column] = np.ascontiguousarray(table[:, column])
+                        if ({column} if of == "members" else _sides(pairs[column])) <= real:
+                            self.tables[name][lane.tensor, column] = np.ascontiguousarray(table[:, column])
             if rows.bins is not None:
                 for member, found in enumerate(split(rows, at)):
-                    if member in there:
+                    if member in real:
                         self.histograms[lane.tensor, member] = found.copy()
 
     def measurements(self) -> Measurements:
@@ -108,7 +111,7 @@ class Collector:
                 (tensor, index)
                 for tensor, member in self.failures
                 for index, pair in enumerate(pairs)
-                if member in (pair.baseline, pair.candidate)
+                if member in _sides(pair)
             },
         }
         for name, (_, _, of) in TABLES.items():
@@ -123,3 +126,7 @@ class Collector:
             for key in spoiled["pairs"]:
                 self.bitwise[key] = empty(BITWISE, ())
         return Details(self.content, self.bitwise, **self.tables, histograms=self.histograms)
+
+
+def _sides(pair: Pair) -> set[int]:
+    return {pair.baseline, pair.candidate}

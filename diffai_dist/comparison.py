@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from diffai_dist.checkpoint import Checkpoint, Tensor
 from diffai_dist.dtypes import comparable
 from diffai_dist.errors import Failure, UsageError
+
+# How sure it is that a tensor is the one under whose name it is compared, surest first: that is its own name; a map
+# says so; but for wrappers, role and block, or but for a few letters of one part, it would be.
+Confidence = Literal["exact", "declared", "wrapper", "role", "assigned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,8 @@ class Comparison:
 
     With an `anchor`, the index of a member, the Gram of the group around it is measured, too; `elementwise` says
     whether the pairs are still measured element by element, or come from the Gram wherever it can give them.
-    `details` names partials beside these, out of partials.DETAILS.
+    `details` names partials beside these, out of partials.DETAILS. Members keep their tensors as they are: only
+    `aligned` knows what another name, or a part of another tensor, was matched with.
     """
 
     members: tuple[Checkpoint, ...]
@@ -87,6 +93,8 @@ class Comparison:
     anchor: int | None = None
     elementwise: bool = True
     details: tuple[str, ...] = ()
+    matches: Mapping[str, tuple[Confidence, ...]] = field(default_factory=dict)  # by aligned name, if any is not exact
+    ambiguous: tuple[tuple[int, tuple[str, ...]], ...] = ()  # member, and names of it that would have become one
 
 
 def _unreadable(member: Checkpoint, name: str) -> Failure | None:

@@ -7,10 +7,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import overload
 
+import numpy as np
+
 from diffai_dist.analyses import ANALYSES, SERIES
 from diffai_dist.analyses.series import Series
-from diffai_dist.comparison import compare_members
+from diffai_dist.comparison import Pair, compare_members
 from diffai_dist.errors import Failure
+from diffai_dist.gram import grams_of_two
 from diffai_dist.judging import coverage, tensor_records
 from diffai_dist.opening import Opened
 from diffai_dist.partials import MOMENTS, SHIFT, empty
@@ -115,6 +118,8 @@ def _of_pair(
     for name in ANALYSES:
         if name in settings.analyses:
             yield settings.analysis(name)(measured, at, records)
+    if settings.expect:
+        yield settings.expect(measured, at, records)
 
 
 def _pair_index(opened: Opened, index: int) -> int:
@@ -169,5 +174,18 @@ def series_of(opened: Opened, measured: Measurements | None, settings: Settings)
         comparison = compare_members(checkpoints, (), settings.selection)
         shape = len(comparison.aligned), len(checkpoints)
         measured = Measurements(comparison, empty(MOMENTS, shape), empty(SHIFT, (shape[0], 0)), {})
+    if measured.grams is None and len(opened.present) == 2 == 2 * len(measured.comparison.pairs):
+        measured = _with_gram(measured)
     problems = tuple(opened.failures[member] for member in opened.present)
     return Series(measured, tuple(described[member] for member in opened.present), problems, closed)
+
+
+def _with_gram(measured: Measurements) -> Measurements:
+    """The measurements of two with the Gram that their only pair makes: no product of it need be measured."""
+    comparison, shifts = measured.comparison, measured.shifts[:, 0]
+    if comparison.pairs[0] != Pair(0, 1):
+        return measured
+    with np.errstate(all="ignore"):
+        sums = {name: shifts[name] for name in ("both", "max_abs", "aa", "d2")}
+        grams = grams_of_two(sums | {"along": shifts["slope"] * shifts["aa"]})
+    return replace(measured, comparison=replace(comparison, anchor=0), grams=grams)

@@ -4,6 +4,7 @@ DiffaiError 4                 a bug or something unforeseen
 ├── UsageError 2              the command line or a setting is wrong: nothing was read
 ├── ClusterError 4            scheduler or workers lost, or unfit
 ├── StoreError 4              the report store cannot be read or written
+├── GateBroken 1              something is not as a policy says it must be
 └── CheckpointError 3         one object cannot be used; the rest goes on
     ├── Unreadable            missing, forbidden, unreachable, not a regular file
     ├── UnknownFormat         not a checkpoint; says what it is
@@ -68,6 +69,13 @@ class StoreError(DiffaiError):
 
 class DamagedStore(StoreError):
     """Something in the report store is not what was written there; who can make it again, does."""
+
+
+class GateBroken(DiffaiError):
+    """Something is not as a policy says it must be; commands end with its code, programs ask for the error."""
+
+    exit_code = 1
+    code = "E0005"
 
 
 class CheckpointError(DiffaiError):

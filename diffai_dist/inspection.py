@@ -151,6 +151,8 @@ def plan_text(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"  read       {_read(document)}\n"
         yield from _stored_lines(document)
         yield f"  memory     {size(document['peak_memory_bytes'])} at most {_where(document)}\n"
+    if gate := document.get("gate"):
+        yield f"  gate       {_gate(gate)}\n"
     for warning in document["warnings"]:
         yield f"  warning    {escape(warning, 400)}\n"
     for problem in document["problems"]:
@@ -185,6 +187,14 @@ def _described(member: Mapping[str, Any]) -> str:
     if "tensors" not in member:
         return "cannot be opened"
     return f"{count(member['tensors'], 'tensor')} in {count(member['objects'], 'object')}, {size(member['bytes'])}"
+
+
+def _gate(gate: Mapping[str, Any]) -> str:
+    parts = [f"fail on {', '.join(gate['fail_on'])}"] * bool(gate["fail_on"])
+    if gate["policy"]:
+        expired = f" ({count(gate['policy']['expired'])} expired)" if gate["policy"]["expired"] else ""
+        parts.append(f"{count(gate['policy']['rules'], 'rule')}, {count(gate['policy']['waivers'], 'waiver')}{expired}")
+    return "; ".join(parts)
 
 
 def _where(document: Mapping[str, Any]) -> str:

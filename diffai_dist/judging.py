@@ -150,11 +150,14 @@ def _record(
     reason = "; ".join(dict.fromkeys(side[1] for side in sides if side and side[1])) or None
     if baseline is None or candidate is None:
         return TensorRecord(tensor.name, "added" if baseline is None else "removed", baseline, candidate, None, reason)
+    found = tensor.tensors[pair.candidate]
+    other = found.name if found and found.name != tensor.name else None
     if moved is None:
-        return TensorRecord(tensor.name, "incomparable", baseline, candidate, None, tensor.incomparable(pair))
+        why = tensor.incomparable(pair)
+        return TensorRecord(tensor.name, "incomparable", baseline, candidate, None, why, candidate_name=other)
     status: Status = "changed" if moved.differs or baseline.dtype != candidate.dtype else "identical"
     reason = reason or moved.reason
-    return TensorRecord(tensor.name, status, baseline, candidate, moved.change, reason, error_bound=moved.bound)
+    return TensorRecord(tensor.name, status, baseline, candidate, moved.change, reason, None, moved.bound, other)
 
 
 def _apply_epsilon(record: TensorRecord, epsilon: float) -> TensorRecord:

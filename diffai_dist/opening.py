@@ -10,9 +10,10 @@ from typing import TypeVar
 
 from diffai_dist import storage
 from diffai_dist.checkpoint import Checkpoint, Tensor
-from diffai_dist.comparison import Comparison, Pair, Selection, compare_members
+from diffai_dist.comparison import Comparison, Pair, Selection
 from diffai_dist.errors import CheckpointError, Failure
 from diffai_dist.formats import open_checkpoint
+from diffai_dist.matching import Matching, match_members
 from diffai_dist.records import Member
 from diffai_dist.storage import Profile, Source
 
@@ -31,6 +32,7 @@ class Group:
     anchor: int | None = None
     elementwise: bool = True
     details: tuple[str, ...] = ()  # partials that the analyses ask for, out of partials.DETAILS
+    with_config: bool = False  # whether an analysis reads the config.json of its members
 
 
 def pair_of(baseline: str, candidate: str) -> Group:
@@ -68,7 +70,7 @@ class Opened:
         """The members with what their headers told."""
         return tuple(map(_described, self.group.members, self.checkpoints))
 
-    def comparison(self, selection: Selection) -> Comparison | None:
+    def comparison(self, selection: Selection, matching: Matching | None = None) -> Comparison | None:
         """The pairs both of whose sides are there; None where no pair is left."""
         place = {member: index for index, member in enumerate(self.present)}
         pairs = [
@@ -79,10 +81,10 @@ class Opened:
         if not pairs:
             return None
         checkpoints = _share_equal([one for one in self.checkpoints if one is not None])
-        compared = compare_members(checkpoints, pairs, selection)
         anchor = self.group.anchor
         if anchor is not None:
             anchor = place.get(anchor, 0)
+        compared = match_members(checkpoints, pairs, selection, matching, anchor)
         return dataclasses.replace(
             compared, anchor=anchor, elementwise=self.group.elementwise, details=self.group.details
         )
@@ -105,7 +107,7 @@ def open_group(group: Group, profile: Profile) -> Opened:
 
     def attempt(url: str) -> Checkpoint | CheckpointError:
         try:
-            return open_checkpoint(url, profile)
+            return open_checkpoint(url, profile, group.with_config)
         except CheckpointError as error:
             return error
 

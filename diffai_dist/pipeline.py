@@ -122,7 +122,7 @@ def fit_place(plan: Plan, place: Place) -> Place:
 
 def compared(opened: Opened, settings: Settings) -> Comparison | None:
     """The aligned tensors of all members that could be opened; a selection that leaves nothing is an error."""
-    comparison = opened.comparison(settings.selection)
+    comparison = opened.comparison(settings.selection, settings.matching)
     if comparison is not None and comparison.left_out and not comparison.aligned:
         raise UsageError(f"the selection leaves none of {comparison.left_out:,} tensors; globs match whole names")
     return comparison

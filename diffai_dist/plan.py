@@ -242,9 +242,14 @@ def _lane(comparison: Comparison, index: int, group: tuple[Tensor | None, ...], 
     )  # fmt: skip
 
 
+def is_real(tensor: Tensor) -> bool:
+    """Whether its values are real numbers, which have rows, columns and bins."""
+    return tensor.decoder.family in REAL_FAMILIES
+
+
 def _table(comparison: Comparison, present: Sequence[Tensor]) -> tuple[int, int]:
     """Elements of a row, and columns, of which partials are asked for; 0 where there are none."""
-    if not all(one.decoder.family in REAL_FAMILIES for one in present):
+    if not any(map(is_real, present)):
         return 0, 0
     shape = present[0].shape
     row = row_elements(shape) if {"rows", "columns"}.intersection(comparison.details) else 0

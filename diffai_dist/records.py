@@ -14,7 +14,7 @@ from diffai_dist.storage import Source
 if TYPE_CHECKING:
     import numpy as np
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 CLOSED = "could not be opened"  # a reason of Coverage that counts sides of pairs
 
 Status = Literal["changed", "identical", "added", "removed", "incomparable", "failed"]
@@ -82,6 +82,7 @@ class TensorRecord:
     reason: str | None = None
     within_epsilon: float | None = None  # set where only --epsilon makes the tensor count as identical
     error_bound: ErrorBound | None = None  # set where the change comes from the Gram, not element by element
+    candidate_name: str | None = None  # set where the candidate's is another, or it is a part: `qkv.weight[0:64]`
 
 
 @dataclass(frozen=True, slots=True)

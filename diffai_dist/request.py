@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import datetime
 
 from diffai_dist import storage
 from diffai_dist.analyses import ANALYSES, SERIES
+from diffai_dist.analyses.expectations import Expectations, float_dtype
 from diffai_dist.choosing import Chosen, Window, choose, make_pairs, member_names
 from diffai_dist.cluster import Place, Slurm, Tls, memory_bytes
 from diffai_dist.comparison import Selection
-from diffai_dist.config import SweepConfig
+from diffai_dist.config import SweepConfig, TensorMap, checked_thresholds, load_map
 from diffai_dist.errors import UsageError
+from diffai_dist.matching import Matching
 from diffai_dist.opening import Group
 from diffai_dist.partials import DETAILS
 from diffai_dist.records import Member
 from diffai_dist.run import Settings
 from diffai_dist.storage import Profile
 
+ALL = "all"  # in place of a name: all analyses that cost no second reading
 
-def check_analyses(names: tuple[str, ...]) -> None:
+
+def check_analyses(names: Iterable[str]) -> None:
     """Refuse a name that no analysis has."""
-    known = known_analyses()
+    known = (*known_analyses(), ALL)
     for name in names:
         if name not in known:
             raise UsageError(f"unknown analysis {name!r}; there are {', '.join(known)}")
@@ -32,38 +37,74 @@ def known_analyses() -> tuple[str, ...]:
     return (*ANALYSES, *SERIES)
 
 
+def analyses_of(names: Sequence[str], elementwise: bool = True) -> tuple[str, ...]:
+    """The analyses that are asked for, in the order of the registries; `all` leaves out what needs elements if need be.
+
+    Raises UsageError for a name that no analysis has.
+    """
+    check_analyses(names)
+    kinds = {**ANALYSES, **SERIES}
+    every = [name for name, kind in kinds.items() if kind.in_all and (elementwise or name not in ANALYSES)]
+    asked = {*names, *(every if ALL in names else ())}
+    return tuple(name for name in kinds if name in asked)
+
+
+def left_out(config: SweepConfig) -> tuple[str, ...]:
+    """The analyses of pairs that `all` would ask for, were the pairs measured element by element."""
+    return tuple(name for name in analyses_of(config.analyses) if name not in _analyses(config))
+
+
+def _analyses(config: SweepConfig) -> tuple[str, ...]:
+    return analyses_of(config.analyses, config.pairs != "all" or config.elementwise)
+
+
 def partials_of(names: Iterable[str]) -> set[str]:
     """What the analyses need beside moments and shifts: "gram", and details."""
     kinds = {**ANALYSES, **SERIES}
     return {partial for name in names for partial in kinds[name].partials}
 
 
-def details_of(names: Iterable[str]) -> tuple[str, ...]:
-    """The details among them, in their order."""
-    needed = partials_of(names)
+def details_of(names: Iterable[str], expect: Expectations) -> tuple[str, ...]:
+    """The details among them, and what proves what is expected, in their order."""
+    needed = partials_of(names) | set(expect.partials)
     return tuple(detail for detail in DETAILS if detail in needed)
 
 
+def expectations(frozen: Sequence[str] = (), changed: Sequence[str] = (), cast: str | None = None) -> Expectations:
+    """What is expected of every pair; UsageError for a cast to what is no float."""
+    return Expectations(tuple(frozen), tuple(changed), float_dtype(cast) if cast else None)
+
+
+def matching_of(analyses: Iterable[str], path: str | None) -> Matching:
+    """How names are matched: as the map in a file says, and from names and shapes if the analysis of that is asked for.
+
+    Raises UsageError for a map that cannot be used.
+    """
+    found = load_map(path) if path else TensorMap()
+    return Matching("tensor_matching" in analyses, found.rename, found.fused)
+
+
 def settings_of(config: SweepConfig, verbose: bool = False) -> Settings:
-    """Selection, analyses, storage and place of a configuration."""
-    check_analyses(config.analyses)
-    by_pair = [name for name in config.analyses if name in ANALYSES]
+    """Selection, analyses, expectations, storage and place of a configuration."""
+    analyses, expect = _analyses(config), expectations(**asdict(config.expect))
     if config.pairs == "all" and not config.elementwise:
-        if by_pair:
-            raise UsageError(f"{by_pair[0]} needs pairs that are measured element by element: add --elementwise")
-        if config.epsilon is not None:
-            raise UsageError("--epsilon needs pairs that are measured element by element: add --elementwise")
+        options = {"--epsilon": config.epsilon is not None, "an expectation": bool(expect)}
+        needing = [name for name in analyses if name in ANALYSES] + [name for name, given in options.items() if given]
+        if needing:
+            raise UsageError(f"{needing[0]} needs pairs that are measured element by element: add --elementwise")
     cluster, select = config.cluster, config.select
     tls = Tls(cluster.tls.ca_file, cluster.tls.cert_file, cluster.tls.key_file) if cluster.tls else None
     slurm = Slurm(cluster.slurm.jobs, cluster.slurm.config) if cluster.slurm else None
     return Settings(
         Selection(select.include, select.exclude, select.ignore_keys_regex),
         config.epsilon,
-        config.analyses,
-        {},
+        analyses,
+        checked_thresholds(config.thresholds),
         profile_of(config),
         Place(cluster.workers, cluster.scheduler, cluster.threads, cluster.memory_limit, verbose, tls, slurm),
         memory_bytes(cluster.unit_size, "--unit-size"),
+        expect=expect,
+        matching=matching_of(analyses, select.map),
     )
 
 
@@ -75,7 +116,7 @@ def profile_of(config: SweepConfig) -> Profile:
 def _check_apart(config: SweepConfig) -> None:
     """Refuse a baseline that is none of the checkpoints where it would be taken for the first step of their series."""
     reason = "--pairs all measures from it" if config.pairs == "all" else None
-    if "convergence_analysis" in config.analyses:
+    if "convergence_analysis" in _analyses(config):
         reason = "--convergence-analysis follows one training"
     if reason:
         raise UsageError(f"the baseline {config.baseline} is none of the checkpoints, and {reason}: choose one of them")
@@ -97,7 +138,8 @@ def group_of(config: SweepConfig, now: datetime) -> Group:
     names = member_names(urls)
     pairs = make_pairs(config.pairs, names, urls, baseline)
     mode = config.pairs if isinstance(config.pairs, str) else "list"
-    anchor = (baseline or 0) if mode == "all" or "gram" in partials_of(config.analyses) else None
+    analyses = _analyses(config)
+    anchor = (baseline or 0) if mode == "all" or "gram" in partials_of(analyses) else None
     return Group(
         tuple(
             Member(name, storage.redact(one.url), one.step, one.date.isoformat() if one.date else None)
@@ -109,5 +151,5 @@ def group_of(config: SweepConfig, now: datetime) -> Group:
         config.name,
         anchor,
         mode != "all" or config.elementwise,
-        details_of(config.analyses),
+        details_of(analyses, expectations(**asdict(config.expect))),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,22 +13,29 @@ from diffai_dist.checkpoint import Checkpoint
 from diffai_dist.comparison import Aligned, Comparison, Pair
 from diffai_dist.opening import side_by_side
 from diffai_dist.partials import MOMENTS, SHIFT, empty
-from diffai_dist.records import Measurements
+from diffai_dist.records import Details, Measurements
 from diffai_dist.run import Settings
 from diffai_dist.storage import redact
 from diffai_dist.store import ReportStore
+from diffai_dist.store.details import FIXED, TABLES, put_tables
 
 FETCH_AT_ONCE = 16
 
 Rows = Mapping[str, np.void]  # by tensor name
+Tables = Mapping[str, Mapping[str, np.ndarray]]  # likewise, then by field of Details
+Role = Literal["member", "pair"]
 
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """Rows of MOMENTS by member and of SHIFT by pair, by index in the comparison; a pair's members are there, too."""
+    """Rows of MOMENTS by member and of SHIFT by pair, by index in the comparison; a pair's members are there, too.
+
+    Of a comparison that asks for details, theirs as well, likewise.
+    """
 
     members: Mapping[int, Rows] = field(default_factory=dict)
     pairs: Mapping[int, Rows] = field(default_factory=dict)
+    details: Mapping[tuple[Role, int], Tables] = field(default_factory=dict)
 
     def document(self) -> dict[str, list[int]]:
         """Which they are, for the plan."""
@@ -38,6 +46,7 @@ class Reuse:
         return Reuse(
             {index: self.members[index] for index in document["members"] if index in self.members},
             {index: self.pairs[index] for index in document["pairs"] if index in self.pairs},
+            self.details,
         )
 
     def places(self, comparison: Comparison) -> tuple[list[int], list[int]]:
@@ -79,7 +88,30 @@ class Reuse:
             for (tensor, place), why in measured.failures.items()
             if place in fresh or why.object in _objects(comparison.members[members[place]])
         }
-        return Measurements(comparison, moments, shifts, failures)
+        return Measurements(comparison, moments, shifts, failures, None, self._details(comparison, measured.details))
+
+    def _details(self, comparison: Comparison, measured: Details) -> Details:
+        """Those of `remaining` at their places, and those that were there."""
+        members, pairs = self.places(comparison)
+        tensors = len(comparison.aligned)
+        tables: dict[str, Any] = {}
+        for role, places, kept in (("member", members, self.members), ("pair", pairs, {})):
+            width = len(comparison.members if role == "member" else comparison.pairs)
+            for name, dtype in FIXED[role].items():
+                if (fresh := getattr(measured, name)) is not None:
+                    tables[name] = empty(dtype, (tensors, width))
+                    tables[name][:, places] = fresh
+            for name in TABLES[role]:
+                fresh = getattr(measured, name)
+                tables[name] = {
+                    (t, places[index]): table for (t, index), table in fresh.items() if places[index] not in kept
+                }
+        found = Details(**tables)
+        for (role, index), known in self.details.items():
+            if index in (self.members if role == "member" else self.pairs):
+                for t, one in enumerate(comparison.aligned):
+                    put_tables(found, role, t, index, known.get(one.name, {}))
+        return found
 
 
 def _objects(member: Checkpoint) -> set[str]:
@@ -88,17 +120,44 @@ def _objects(member: Checkpoint) -> set[str]:
 
 
 def find_reuse(comparison: Comparison, settings: Settings, store: ReportStore) -> Reuse:
-    """What the store has of the comparison. Products are of one group alone, and details are not kept there."""
-    if comparison.anchor is not None or comparison.details:
+    """What the store has of the comparison. Products, and names that were matched, are of one group alone."""
+    if comparison.anchor is not None or comparison.matches:
         return Reuse()
     members = _fetch(store, [store.member_key(one, settings) for one in comparison.members])
     whole = {index: rows for index, rows in members.items() if _covers_member(rows, comparison, index)}
-    likely = [i for i, pair in enumerate(comparison.pairs) if all(side in whole for side in _sides(pair))]
+    known = _fetch_details(comparison, settings, store, "member", sorted(whole))
+    likely = [
+        i
+        for i, pair in enumerate(comparison.pairs)
+        if all(_known(known, whole, comparison, side) for side in _sides(pair))
+    ]
     found = _fetch(store, [_pair_key(comparison, comparison.pairs[i], settings, store) for i in likely])
     pairs = {
         likely[i]: rows for i, rows in found.items() if _covers_pair(rows, comparison, comparison.pairs[likely[i]])
     }
-    return Reuse({index: whole[index] for i in pairs for index in _sides(comparison.pairs[i])}, pairs)
+    known |= _fetch_details(comparison, settings, store, "pair", sorted(pairs))
+    pairs = {index: rows for index, rows in pairs.items() if not comparison.details or ("pair", index) in known}
+    return Reuse({index: whole[index] for i in pairs for index in _sides(comparison.pairs[i])}, pairs, known)
+
+
+def _known(
+    details: Mapping[tuple[Role, int], Tables], whole: Mapping[int, Rows], comparison: Comparison, member: int
+) -> bool:
+    return member in whole and (not comparison.details or ("member", member) in details)
+
+
+def _fetch_details(
+    comparison: Comparison, settings: Settings, store: ReportStore, role: Role, places: list[int]
+) -> dict[tuple[Role, int], Tables]:
+    if not comparison.details:
+        return {}
+    groups = [
+        [comparison.members[side] for side in ([place] if role == "member" else _sides(comparison.pairs[place]))]
+        for place in places
+    ]
+    keys = [store.details_key(role, members, settings, comparison.details) for members in groups]
+    found = side_by_side(lambda key: store.load_details(key, role), keys, FETCH_AT_ONCE)
+    return {(role, place): tables for place, tables in zip(places, found, strict=True) if tables is not None}
 
 
 def _pair_key(comparison: Comparison, pair: Pair, settings: Settings, store: ReportStore) -> str:

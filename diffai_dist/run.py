@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffai_dist.analyses import ANALYSES, SERIES
+from diffai_dist.analyses.expectations import Expectations
 from diffai_dist.cluster import Place
 from diffai_dist.comparison import Selection
 from diffai_dist.errors import CheckpointError, StoreError, UsageError
+from diffai_dist.matching import Matching
 from diffai_dist.opening import Opened
 from diffai_dist.partials import ALGORITHM
 from diffai_dist.plan import Plan
@@ -31,6 +33,8 @@ class Settings:
     profile: Profile = field(default_factory=Profile)
     place: Place = field(default_factory=Place)
     unit_bytes: int | None = None
+    expect: Expectations = field(default_factory=Expectations)
+    matching: Matching = field(default_factory=Matching)
 
     def __post_init__(self) -> None:
         if self.epsilon is not None and not 0 <= self.epsilon < math.inf:
@@ -51,6 +55,12 @@ class Settings:
             "epsilon": self.epsilon,
             "analyses": list(self.analyses),
             "thresholds": {name: dict(values) for name, values in self.thresholds.items()},
+            "expect": {
+                "frozen": list(self.expect.frozen),
+                "changed": list(self.expect.changed),
+                "cast": self.expect.cast,
+            },
+            "matching": self.matching.document(),
             "algorithm": ALGORITHM,
         }
 

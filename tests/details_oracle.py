@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from diffai_dist.checkpoint import Checkpoint, Span, Tensor
@@ -67,7 +66,9 @@ def words(array: np.ndarray) -> np.ndarray:
     if family is Family.DOUBLE:
         return reals(array).view(np.uint64)
     with np.errstate(invalid="ignore"):
-        return array.reshape(-1).astype(np.float32).view(np.uint32).astype(np.uint64)
+        found = array.reshape(-1).astype(np.float32)
+    small = np.isnan(found) & (array.dtype.itemsize == 1)  # such a NaN keeps its code as payload
+    return np.where(small, 0x7FC00000 | codes(array) if array.dtype.itemsize == 1 else 0, found.view(np.uint32))
 
 
 def content(array: np.ndarray) -> np.ndarray:
@@ -88,13 +89,19 @@ def content(array: np.ndarray) -> np.ndarray:
     return row
 
 
-def places(array: np.ndarray) -> list[int]:
-    """Each element's place among the numbers of its dtype, +0 and -0 at 0."""
-    name = name_of(array)
-    if array.dtype.kind in "iub":
-        return [int(x) for x in array.reshape(-1).tolist()]
-    raw, sign = codes(array).tolist(), 1 << dtype_of(name).bits - 1
-    return raw if name == "F8_E8M0" else [-(x - sign) if x & sign else x for x in raw]
+def distances(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """How many numbers of the dtype the elements are apart, +0 and -0 being one: uint64."""
+    name = name_of(before)
+    if before.dtype.kind in "iub":
+        x, y = before.reshape(-1), after.reshape(-1)
+        low, high = np.minimum(x, y).astype(np.uint64), np.maximum(x, y).astype(np.uint64)
+        return high - low
+    sides = []
+    for raw in (codes(before), codes(after)):
+        sign = np.uint64(0 if name == "F8_E8M0" else 1 << dtype_of(name).bits - 1)
+        size = (raw & ~sign).astype(np.int64)
+        sides.append(np.where(raw & sign, -size, size))
+    return np.maximum(*sides).astype(np.uint64) - np.minimum(*sides).astype(np.uint64)
 
 
 def bitwise(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -119,10 +126,10 @@ def _same_dtype(row: np.ndarray, before: np.ndarray, after: np.ndarray, both: np
     row["count"] = before.size
     crossed = codes(before) ^ codes(after)
     row["first"] = np.flatnonzero(crossed)[0] if crossed.any() else -1
-    far = [abs(y - x) for x, y, ok in zip(places(before), places(after), both, strict=True) if ok]
+    far = distances(before, after)[both]
     for limit in (1, 2, 4, 8, 16, 256, 65536):
-        row[f"ulps{limit}"] = sum(one >= limit for one in far)
-    row["furthest"] = max(far, default=0)
+        row[f"ulps{limit}"] = np.sum(far >= limit)
+    row["furthest"] = far.max(initial=0)
     name = name_of(before)
     if name not in MANTISSA:
         return
@@ -140,7 +147,9 @@ def _same_dtype(row: np.ndarray, before: np.ndarray, after: np.ndarray, both: np
 def _cast(row: np.ndarray, before: np.ndarray, after: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
     row["cast"] = before.size
     good = np.zeros(before.size, bool)
-    for values in (a, a.astype(np.float32).astype(np.float64)) if name_of(before) == "F64" else (a,):
+    with np.errstate(over="ignore"):
+        narrow = a.astype(np.float32).astype(np.float64)
+    for values in (a, narrow) if name_of(before) == "F64" else (a,):
         for expected in rounded(values, after.dtype):
             good |= (codes(expected) == codes(after)) | (np.isnan(reals(expected)) & np.isnan(b))
     row["miscast"] = np.sum(~good)
@@ -173,19 +182,14 @@ def rounded(values: np.ndarray, dtype: np.dtype) -> list[np.ndarray]:
     negative = np.signbit(values) & ~((code == 0) & fnuz)
     found = np.where(negative, code | sign, code)
     too_large = np.inf if np.isinf(numbers).any() else np.nan
-    ways = [np.where(large, np.copysign(too_large, values), 0.0)]
-    answers = []
-    for special in ways:
-        one = found.astype(f"u{dtype.itemsize}").view(dtype).copy()
-        one[large] = special[large].astype(np.float32).astype(dtype)
+    one = found.astype(f"u{dtype.itemsize}").view(dtype).copy()
+    with np.errstate(invalid="ignore"):
+        one[large] = np.copysign(too_large, values[large]).astype(np.float32).astype(dtype)
         one[np.isnan(values)] = np.float32(np.nan).astype(dtype)
-        answers.append(one)
-    if math.isnan(too_large):  # no infinity: saturating casts are as common
-        one = answers[0].copy()
-        top = np.where(np.signbit(values), positive[-1] | sign, positive[-1]).astype(f"u{dtype.itemsize}").view(dtype)
-        one[large] = top[large]
-        answers.append(one)
-    return answers
+    if math.isinf(too_large):
+        return [one]
+    top = np.where(np.signbit(values), positive[-1] | sign, positive[-1]).astype(f"u{dtype.itemsize}").view(dtype)
+    return [one, np.where(large, top, one)]  # no infinity: saturating casts are as common
 
 
 def rows(array: np.ndarray, width: int) -> np.ndarray:
@@ -215,7 +219,7 @@ def columns(array: np.ndarray, width: int) -> np.ndarray:
     """COLUMN of each column of rows of `width` elements."""
     x = reals(array).reshape(-1, width)
     made = empty(COLUMN, (width,))
-    made["squares"] = np.where(np.isfinite(x), x, 0).__pow__(2).sum(axis=0)
+    made["squares"] = (np.where(np.isfinite(x), x, 0) ** 2).sum(axis=0)
     return made
 
 
@@ -357,14 +361,9 @@ def details_of(
     return Details(contents, bits, **tables)
 
 
-def _both(
-    members: Sequence[Mapping[str, np.ndarray]], name: str, pair: Pair
-) -> tuple[np.ndarray, np.ndarray] | None:
+def _both(members: Sequence[Mapping[str, np.ndarray]], name: str, pair: Pair) -> tuple[np.ndarray, np.ndarray] | None:
     """Both sides of a tensor, where their elements can be paired."""
     one, other = members[pair.baseline].get(name), members[pair.candidate].get(name)
     if one is None or other is None or one.shape != other.shape:
         return None
     return one, other
-
-
-assert ml_dtypes.bfloat16  # registers the names of dtypes that NumPy lacks

@@ -38,6 +38,7 @@ from diffai_dist.terminal import Progress
 ROOT = Path(__file__).parents[1]
 STEPS = ("step-0000", "step-0100", "step-0200", "step-0300")
 OUTPUTS = ("text", "json", "yaml", "markdown")
+OTHERS = ("policy.yaml", "slurm-jobs.yaml")  # what a configuration names
 SECRET = "wJalrXUtnFEMI-canary"  # what is planted where nobody may see it
 
 
@@ -343,7 +344,7 @@ def test_the_printed_schema_takes_every_example(config: Path) -> None:
     schema = json.loads(done("config", "schema").out)
     validator = jsonschema.Draft202012Validator(schema)
     validator.check_schema(schema)
-    examples = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if path.name != "slurm-jobs.yaml"]
+    examples = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if path.name not in OTHERS]
     assert len(examples) >= 3
     for path in (*examples, config):
         validator.validate({key: value for key, value in yaml.safe_load(path.read_text()).items() if value is not None})
@@ -717,6 +718,23 @@ def test_a_report_of_two_is_what_compare_printed(run7: Path, tmp_path: Path, out
     assert done("report", "latest", "--store", tmp_path, "-o", output).out == compared.out
 
 
+@pytest.mark.parametrize("verb", ["report", "resume"])
+def test_a_damaged_night_before_costs_only_its_comparison(
+    run7: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, verb: str
+) -> None:
+    for last in STEPS[2:]:
+        done("sweep", run7 / "step-*", "--until", str(int(last[5:])), "--name", "nightly", "--store", tmp_path)
+    assert "since last night: 1 new checkpoint" in done(verb, "latest", "--store", tmp_path).out
+    runs = json.loads(done("status", "--store", tmp_path, "-o", "json").out)
+    (earlier,) = (one["run"] for one in runs if one["pairs"] == 2)
+    for document in (tmp_path / "runs" / earlier).glob("run-*.json"):
+        document.write_bytes(document.read_bytes()[:-2])
+    shown = done(verb, "latest", "--store", tmp_path).out
+    assert "since last night" not in shown
+    assert "\nfindings: 1 info\n" in shown
+    assert "What is new since the night before is not known" in caplog.text
+
+
 def test_gc_removes_what_is_old_and_not_needed(kept: Path, tmp_path: Path) -> None:
     store = shutil.copytree(kept, tmp_path / "store")
     for path in store.rglob("*"):
@@ -951,12 +969,22 @@ CHOSEN = {
     "--epsilon": ([], ["0.02"]),
     "--store": ([], ["{out}/store"]),
     "--unit-size": ([], ["64"]),
+    "--all": ([], []),
+    "--threshold": (["--show-layer-impact"], ["layer_impact.dominant_share=0.1"]),
+    "--expect-frozen": ([], ["h.*"]),
+    "--expect-changed": ([], ["h.*"]),
+    "--expect-cast": ([], ["BF16"]),
 }
+HELD = {
+    "--fail-on": ([], ["changed"]),
+    "--policy": ([], [str(ROOT / "configs" / "policy.yaml")]),
+}
+GATES = HELD | {"--exit-zero": (["--fail-on", "changed"], [])}
 EFFECTS: dict[str, dict[str, tuple[list[str], list[str]]]] = {
-    "sweep": CHOSEN | SHOWN | PLACES | STORAGES | {"--no-progress": ([], [])},
-    "plan": CHOSEN | PLACES | STORAGES | {"--output": ([], ["json"]), "--store": ([], ["{kept}"])},
-    "resume": SHOWN | PLACES | STORAGES | {"--no-progress": ([], []), "--store": ([], ["{out}/none"])},
-    "report": SHOWN | STORAGES | {"--store": ([], ["{out}/none"])},
+    "sweep": CHOSEN | SHOWN | GATES | PLACES | STORAGES | {"--no-progress": ([], [])},
+    "plan": CHOSEN | HELD | PLACES | STORAGES | {"--output": ([], ["json"]), "--store": ([], ["{kept}"])},
+    "resume": SHOWN | GATES | PLACES | STORAGES | {"--no-progress": ([], []), "--store": ([], ["{out}/none"])},
+    "report": SHOWN | GATES | STORAGES | {"--store": ([], ["{out}/none"])},
     "status": STORAGES | {"--output": ([], ["json"]), "--store": ([], ["{out}/none"])},
     "query": STORAGES | {"--output": ([], ["csv"])},
     "gc": STORAGES

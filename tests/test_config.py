@@ -22,7 +22,7 @@ from diffai_dist.errors import UsageError
 from diffai_dist.report import RENDERERS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-EXAMPLES = [path for path in sorted(CONFIGS.glob("*.yaml")) if path.name != "slurm-jobs.yaml"]
+EXAMPLES = [path for path in sorted(CONFIGS.glob("*.yaml")) if path.name not in ("policy.yaml", "slurm-jobs.yaml")]
 HOME = {"HOME": "/home/me"}
 CANARY = "wJalrXUtnFEMIK7MDENG"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import models
 from details_oracle import measured
 from diffai_dist import storage
+from diffai_dist.api import Report, sweep
 from diffai_dist.cluster import Place
 from diffai_dist.collect import Collector
 from diffai_dist.errors import Failure
@@ -184,3 +186,53 @@ def test_storage_is_asked_no_more_for_them(pair: tuple[Path, Path]) -> None:
     bare = run_plan(planned(pair, ()), Place(threads=1))[1]
     full = run_plan(planned(pair), Place(threads=1))[1]
     assert (full.nbytes, storage.traffic().retries) == (bare.nbytes, 0)
+
+
+NEEDING = ["anomaly_detection", "experiment_reproducibility", "duplicate_detection"]
+
+
+def steps(folder: Path, number: int) -> list[str]:
+    paths, arrays = [], models.model()
+    for step in range(number):
+        paths.append(str(models.write(folder / f"step-{step}.safetensors", arrays)))
+        arrays = models.perturbed(arrays, seed=step) | {name: arrays[name] for name in ("mask", "model.norm.weight")}
+    return paths
+
+
+def told(report: Report) -> list[dict[str, Any]]:
+    return [record for record in report.records if record["kind"] == "analysis"]
+
+
+def test_the_next_night_measures_only_what_is_new(tmp_path: Path) -> None:
+    """Details are kept beside measurements, and are the same from there."""
+    paths, asked = steps(tmp_path / "run", 4), {"analyses": NEEDING, "pairs": "consecutive"}
+    store = str(tmp_path / "store")
+    sweep(checkpoints=paths[:3], store=store, **asked)
+    night = sweep(checkpoints=paths, store=store, **asked)
+    fresh = sweep(checkpoints=paths, **asked)
+    assert told(night) == told(fresh)
+    assert len(told(fresh)) >= 5
+    assert night.reading.nbytes < 0.55 * fresh.reading.nbytes  # two of four members
+    assert night.measurements is not None
+    assert fresh.measurements is not None
+    same(night.measurements.details, fresh.measurements.details)
+
+
+def test_details_that_were_not_kept_are_measured(tmp_path: Path) -> None:
+    """What an earlier night did not ask for is not taken from it; damaged files are measured again."""
+    paths, store = steps(tmp_path / "run", 2), tmp_path / "store"
+    sweep(checkpoints=paths, store=str(store), pairs="consecutive")
+    before = set(store.glob("measurements/*"))
+    first = sweep(checkpoints=paths, store=str(store), pairs="consecutive", analyses=NEEDING)
+    assert first.reading.nbytes > 0
+    made = set(store.glob("measurements/*")) - before
+    assert len(made) == 3  # details of two members and a pair
+    for path in made:
+        path.write_bytes(path.read_bytes()[:-9])
+    again = sweep(checkpoints=paths, store=str(store), pairs="consecutive", analyses=[*NEEDING, "change_summary"])
+    assert again.reading.nbytes == first.reading.nbytes
+    last = sweep(checkpoints=paths, store=str(store), pairs="consecutive", analyses=[*NEEDING, "layer_impact"])
+    assert last.reading.nbytes == 0
+    assert [one for one in told(last) if one["name"] in NEEDING] == [
+        one for one in told(first) if one["name"] in NEEDING
+    ]

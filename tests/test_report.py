@@ -246,7 +246,7 @@ def test_an_empty_comparison_has_a_sensible_text() -> None:
 def test_tensors_sort_by_change_when_asked() -> None:
     records = [tensor("a"), tensor("b", change=change(rel_l2=0.9)), tensor("c", "added")]
     for output in ("text", "json", "yaml", "markdown"):
-        shown = render(output, result(*reversed(records)), sort_by_change=True)
+        shown = render(output, result(*reversed(records)), sort_by="rel_l2")
         order = [re.search(rf"\b{name}\b(?=[:`\"\n])", shown) for name in "bac"]
         starts = [match.start() for match in order if match]
         assert starts == sorted(starts)
@@ -360,7 +360,7 @@ def hostile(name: str) -> Result:
 
 
 RAW = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-VIEWS = ({}, {"show_identical": True, "verbose": True, "sort_by_change": True}, {"width": 80})
+VIEWS = ({}, {"show_identical": True, "verbose": True, "sort_by": "rel_l2"}, {"width": 80})
 NAMES = pytest.mark.parametrize("name", HOSTILE, ids=[f"row29-33-{index}" for index in range(len(HOSTILE))])
 
 
@@ -484,7 +484,7 @@ from results import MIXED, sweep
 from diffai_dist.report import RENDERERS, View
 for mode in (None, "all"):
     for output in RENDERERS:
-        view = View(show_identical=True, sort_by_change=True, show_tensors=True)
+        view = View(show_identical=True, sort_by="rel_l2", show_tensors=True)
         sys.stdout.write("".join(RENDERERS[output](sweep(MIXED, mode=mode), view)))
 """
 

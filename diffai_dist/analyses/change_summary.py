@@ -5,21 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from diffai_dist.analyses.base import Kind
+from diffai_dist.analyses.base import Kind, threshold
+from diffai_dist.analyses.moves import Moves, moves_of
+from diffai_dist.analyses.regimes import regime
 from diffai_dist.analyses.roles import role
 from diffai_dist.analyses.sort_by_change import sort_by_change
 from diffai_dist.analyses.sums import Shift, exact, grouped, rolled_up, share, shifts_of, undecoded
-from diffai_dist.records import AnalysisRecord, Finding, Measurements, Side, Status, TensorRecord
-
-COUNTED: tuple[tuple[Status, Literal["medium", "info"]], ...] = (
-    ("incomparable", "medium"),
-    ("removed", "info"),
-    ("added", "info"),
-)
+from diffai_dist.records import SEVERITIES, AnalysisRecord, Finding, Measurements, Severity, Side, Status, TensorRecord
 
 STATUSES: tuple[Status, ...] = ("changed", "identical", "added", "removed", "incomparable", "failed")
 
@@ -33,8 +29,36 @@ class ChangeSummary:
     kind: ClassVar[Kind] = "2"
     partials: ClassVar[tuple[str, ...]] = ()
     in_all: ClassVar[bool] = True
+    result: ClassVar[Mapping[str, str]] = {
+        **{status: f"tensors that are {status}" for status in STATUSES},
+        "renamed": "compared tensors that have another name in the candidate, or are parts of others there",
+        "within_epsilon": "identical tensors that are so by --epsilon alone",
+        "rel_l2": "sqrt(sum d^2) / sqrt(sum a^2) over all compared tensors",
+        "cosine_distance": "1 - cos between all values of both sides, as two vectors",
+        "elements": "elements compared value by value",
+        "elements_changed": "those with another value",
+        "elements_changed_fraction": "elements_changed / elements",
+        "undecoded": "tensors compared as bytes, which are in no sum",
+        "regime": "the kind of training that this looks like, as --transfer-learning-analysis defines it; or null",
+        "findings": "findings of this analysis by severity",
+        "coverage": "tensors, elements and bytes, those compared, and reasons for the others",
+        "evidence": "what the regime rests on",
+        "dtype_changes": "tensors by dtype before and after, where that changed",
+        "top": "the tensors that moved most, by rel_l2",
+        "roles": "share of the squared change by role, largest first",
+    }
+    rules: ClassVar[Mapping[str, str]] = {
+        "non-finite-appeared": "a tensor has more NaN and infinities than before: critical",
+        "tensors-incomparable": "tensors of other shapes, or without common values: medium; info where all of them are "
+        "embeddings and heads with more rows than before",
+        "tensors-removed": "tensors that the candidate lacks: info",
+        "tensors-added": "tensors that the baseline lacks: info",
+        "dtype-changed": "tensors of another dtype: info",
+        "checkpoint-identical": "all bits of all tensors are equal: info",
+    }
+    sources: ClassVar[tuple[str, ...]] = ("names, shapes, dtypes, bits and counts: exact; severities: judgement",)
 
-    top: int = 10  # tensors listed
+    top: int = threshold(10, "tensors listed")
 
     def __call__(self, measured: Measurements, pair_index: int, records: Sequence[TensorRecord]) -> AnalysisRecord:
         """Counts of tensors, sums over all elements that were compared, and the coverage behind them."""
@@ -46,8 +70,13 @@ class ChangeSummary:
         movers = sort_by_change(record for record in records if record.status == "changed")[: self.top]
         comparison = measured.comparison
         covered = coverage(comparison, comparison.pairs[pair_index], records)
+        moves = moves_of(measured, pair_index, records)
+        label, evidence = regime(moves)
+        findings = tuple(_findings(records, moves))
+        severities = Counter(finding.severity for finding in findings)
         result: dict[str, Any] = {
             **{status: counts[status] for status in STATUSES},
+            "renamed": sum(record.candidate_name is not None for record in records),
             "within_epsilon": sum(record.within_epsilon is not None for record in records),
             "rel_l2": whole["rel_l2"],
             "cosine_distance": cosine_distance(rows),
@@ -55,12 +84,15 @@ class ChangeSummary:
             "elements_changed": sum(row.changed for row in rows),
             "elements_changed_fraction": whole["changed_fraction"],
             "undecoded": undecoded(measured, pair_index, records),
+            "regime": label,
+            "findings": {severity: severities[severity] for severity in SEVERITIES},
             "coverage": {**dataclasses.asdict(covered), "not_compared": dict(covered.not_compared)},
+            "evidence": evidence,
             "dtype_changes": _dtype_changes(records),
             "top": [_mover(record) for record in movers],
             "roles": _roles(rows),
         }
-        return AnalysisRecord(self.name, result, tuple(_findings(records)))
+        return AnalysisRecord(self.name, result, findings)
 
 
 def cosine_distance(rows: Sequence[Shift]) -> float | None:
@@ -110,11 +142,17 @@ def _dtype_changes(records: Sequence[TensorRecord]) -> list[dict[str, Any]]:
     return [{"baseline": a, "candidate": b, "tensors": number} for (a, b), number in sorted(pairs.items())]
 
 
-def _findings(records: Sequence[TensorRecord]) -> Iterator[Finding]:
+def _findings(records: Sequence[TensorRecord], moves: Moves) -> Iterator[Finding]:
     """Non-finite values tensor by tensor, everything else as one count per rule."""
     yield from (finding for record in records if (finding := _non_finite(record)))
     counts = Counter(record.status for record in records)
-    for status, severity in COUNTED:
+    torn = counts["incomparable"] > len(moves.grown)
+    counted: tuple[tuple[Status, Severity], ...] = (
+        ("incomparable", "medium" if torn else "info"),
+        ("removed", "info"),
+        ("added", "info"),
+    )
+    for status, severity in counted:
         if counts[status]:
             yield Finding(f"tensors-{status}", severity, None, counts[status], 0, "names and shapes")
     if retyped := sum(one["tensors"] for one in _dtype_changes(records)):

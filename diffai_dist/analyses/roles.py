@@ -49,6 +49,7 @@ _JOINED = re.compile(r"(?:^|(?<=[./]))(?:layers?|blocks?|h|stages?)_?[0-9]+(?=[.
 _SEPARATOR = re.compile(r"[./]")
 
 DEEPEST = 64  # components that are looked at: a hostile name of 1 MB costs no more
+LONGEST = 1024  # characters of a name whose numbers are looked at
 
 ROLES = (*_SPELLINGS, "norm", "expert", "other")
 
@@ -110,3 +111,20 @@ def block(name: str) -> str:
         return kind
     cut = max(name.rfind("."), name.rfind("/"))
     return name[:cut] if cut > 0 else name
+
+
+def pattern(name: str) -> tuple[str, tuple[int, ...]]:
+    """The name with `#` for each number that is a component, and these numbers. A longer one than LONGEST has none.
+
+    >>> pattern("model.layers.12.mlp.experts.3.w1.weight"), pattern("layers_3/mlp/kernel"), pattern("net_2.weight")
+    (('model.layers.#.mlp.experts.#.w1.weight', (12, 3)), ('layers_#/mlp/kernel', (3,)), ('net_2.weight', ()))
+    """
+    if len(name) > LONGEST:
+        return name, ()
+    if found := _NUMBERED.findall(name):
+        return _NUMBERED.sub("#", name), tuple(map(int, found))
+    joined = _JOINED.search(name)
+    if joined is None:
+        return name, ()
+    word = joined[0].rstrip("0123456789")
+    return f"{name[: joined.start()]}{word}#{name[joined.end() :]}", (int(joined[0][len(word) :]),)

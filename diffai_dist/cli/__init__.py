@@ -38,11 +38,14 @@ _VERBS: dict[str, Callable[..., Any]] = {
     "query": stores.query,
     "gc": stores.gc,
     "inspect": tools.inspect,
+    "analyses": tools.analyses,
+    "explain": tools.explain,
     "demo": tools.demo,
 }
 for _name, _verb in _VERBS.items():
     commands.command(_name, Verb, context_settings=SETTINGS)(_verb)
 commands.add_command(tools.config)
+commands.commands["explain"].ignore_unknown_options = True  # what it explains may be named as a flag
 
 _compare = commands.commands["compare"]
 diffai = Verb(

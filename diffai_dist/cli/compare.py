@@ -6,6 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from diffai_dist.cli.gating import (
+    exit_code,
+    expect_options,
+    gate_of,
+    gate_options,
+    judged,
+    parsed_thresholds,
+    say_met,
+    threshold_option,
+)
 from diffai_dist.cli.options import (
     analysis_options,
     chosen_analyses,
@@ -36,8 +46,11 @@ compare_options = together(
     analysis_options(),
     selection_options,
     epsilon_option,
+    threshold_option,
+    expect_options,
     store_option,
     exit_option,
+    gate_options,
     unit_size_option,
     place_options,
     storage_options,
@@ -55,31 +68,38 @@ def compare(baseline: str, candidate: str, **options: Any) -> int:
     target = Target(options, profile_of(options))
     if options["store"]:
         check_store(options["store"], profile_of(options))
-    settings = settings_of(options)
+    settings, gate = settings_of(options), gate_of(options["fail_on"], options["policy"])
     with Bar(options) as bar:
         report = run(compare_group(baseline, candidate, settings), settings, options["store"], bar.start)
-    if not options["quiet"] or target.path:
-        target.write(report.sweep, target.view())
+    verdict = judged(report.sweep, gate)
+    if target.wanted:
+        target.show(verdict.sweep, target.view())
     if not options["quiet"]:
         say_on_stderr(report, target, options["store"])
+        say_met(verdict)
     report.raise_for_store()
-    return report.exit_code(differences_count=options["exit_code"] or options["quiet"])
+    return exit_code(verdict, options)
 
 
 def settings_of(options: dict[str, Any]) -> Settings:
     """What the options say about a comparison."""
     from diffai_dist.cluster import memory_bytes
     from diffai_dist.comparison import Selection
+    from diffai_dist.config import checked_thresholds
+    from diffai_dist.request import analyses_of, expectations, matching_of
     from diffai_dist.run import Settings
 
+    analyses = analyses_of(chosen_analyses(options))
     return Settings(
         Selection(options["include"], options["exclude"], options["ignore_keys_regex"]),
         options["epsilon"],
-        chosen_analyses(options),
-        {},
+        analyses,
+        checked_thresholds(parsed_thresholds(options["thresholds"])),
         profile_of(options),
         place_of(options),
         memory_bytes(options["unit_size"], "--unit-size"),
+        expect=expectations(options["expect_frozen"], options["expect_changed"], options["expect_cast"]),
+        matching=matching_of(analyses, options["map"]),
     )
 
 

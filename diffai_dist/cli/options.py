@@ -8,9 +8,12 @@ from typing import Any, TypeVar
 
 import click
 
+from diffai_dist.analyses.sort_by_change import KEYS
+from diffai_dist.cli.ancestor import translated
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-OUTPUTS = ("text", "json", "yaml", "markdown")
+OUTPUTS = ("text", "json", "yaml", "markdown", "junit")
 
 
 def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -34,6 +37,7 @@ selection_options = together(
     click.option("--include", metavar="GLOB", multiple=True, help="Only tensors whose name matches; repeatable."),
     click.option("--exclude", metavar="GLOB", multiple=True, help="No tensors whose name matches; repeatable."),
     click.option("--ignore-keys-regex", metavar="REGEX", help="No tensors in whose name the pattern is found."),
+    click.option("--map", metavar="FILE", type=click.Path(), help="Other names of tensors, and what is made of which."),
 )
 
 place_options = together(
@@ -67,8 +71,10 @@ output_options = together(
         "--output-file", metavar="PATH", type=click.Path(), help="Write the result to a file or URL in place of stdout."
     ),
     click.option("--force", is_flag=True, help="Replace the output file if it exists."),
+    click.option("--github", is_flag=True, help="In a GitHub workflow: annotations, and a step summary."),
     click.option("--show-identical", is_flag=True, help="Show tensors without a difference, too."),
     click.option("--sort-by-change-magnitude", is_flag=True, help="Largest relative change first."),
+    click.option("--sort-by", metavar="KEY", type=click.Choice(KEYS), help=f"Largest first by {', '.join(KEYS)}."),
 )
 
 
@@ -108,8 +114,9 @@ class Verb(click.Command):
     """A command that refuses empty texts: `--scheduler "$ADDRESS"` without an address is a mistake, not a default."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does, then look for empty values."""
-        rest = super().parse_args(ctx, args)
+        """As click does, names of the ancestor spelled as they are here; then look for empty values."""
+        known = {option for parameter in self.params for option in parameter.opts}
+        rest = super().parse_args(ctx, translated(args, known) if "--all" in known else args)
         for parameter in self.params:
             value = ctx.params.get(parameter.name or "")
             if not ctx.resilient_parsing and (value == "" or (isinstance(value, tuple) and "" in value)):
@@ -120,19 +127,31 @@ class Verb(click.Command):
 def analysis_options() -> Callable[[Command], Command]:
     """A flag for each analysis, of pairs and of series, and one for all that the one reading can answer."""
     from diffai_dist.analyses import ANALYSES, SERIES
+    from diffai_dist.analyses.ancestor import REFUSED
 
     flags = [
         click.option(kind.flag, f"analysis_{name}", is_flag=True, help=(kind.__doc__ or "").splitlines()[0])
         for name, kind in (*ANALYSES.items(), *SERIES.items())
     ]
     every = click.option("--all", "all_analyses", is_flag=True, help="All analyses that cost no second reading.")
-    return together(every, *flags)
+    return together(every, *flags, *map(_refused, REFUSED))
+
+
+def _refused(name: str) -> Callable[[Command], Command]:
+    """A hidden flag that says why there is no such analysis."""
+    from diffai_dist.analyses.ancestor import refusal
+
+    def refuse(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+        if value:
+            raise click.UsageError(refusal(name), context)
+
+    flag = f"--{name.replace('_', '-')}"
+    return click.option(flag, is_flag=True, expose_value=False, hidden=True, callback=refuse)
 
 
 def chosen_analyses(options: dict[str, Any]) -> tuple[str, ...]:
-    """The analyses whose flags were given, in the order of the registries."""
+    """The analyses whose flags were given, as a configuration names them."""
     from diffai_dist.analyses import ANALYSES, SERIES
 
-    kinds = {**ANALYSES, **SERIES}
-    every = options.get("all_analyses", False)
-    return tuple(name for name, kind in kinds.items() if options[f"analysis_{name}"] or (every and kind.in_all))
+    every = ("all",) if options["all_analyses"] else ()
+    return (*every, *(name for name in (*ANALYSES, *SERIES) if options[f"analysis_{name}"]))

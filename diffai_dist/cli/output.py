@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from diffai_dist.api import Report
     from diffai_dist.pipeline import OnProgress
     from diffai_dist.plan import Plan
-    from diffai_dist.records import Sweep
+    from diffai_dist.records import Severity, Sweep
     from diffai_dist.report import View
     from diffai_dist.storage import Profile
     from diffai_dist.store import ReportStore
@@ -50,13 +52,14 @@ class Target:
         terminal = not self.path and sys.stdout.isatty()
         return View(
             show_identical=options["show_identical"],
-            sort_by_change=options["sort_by_change_magnitude"],
+            sort_by=options["sort_by"] or ("rel_l2" if options["sort_by_change_magnitude"] else None),
             width=width() if terminal else None,
             colour=not self.path and colours(sys.stdout, no_color=options["no_color"]),
             verbose=bool(options["verbose"]),
             show_tensors=options.get("show_tensors", False),
             previous=previous,
             notes=notes,
+            failing=_failing(options.get("fail_on") or ()),
         )
 
     def write(self, sweep: Sweep, view: View) -> None:
@@ -73,6 +76,33 @@ class Target:
             Path(self.path).write_bytes(data)
         else:
             storage.publish(storage.check_url(self.path), data, self.profile)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the result is to be seen anywhere."""
+        return bool(not self.options["quiet"] or self.path or self.options["github"])
+
+    def show(self, sweep: Sweep, view: View) -> None:
+        """Write the result where it is wanted, and tell GitHub where that was asked for."""
+        if not self.options["quiet"] or self.path:
+            self.write(sweep, view)
+        if self.options["github"]:
+            tell_github(sweep, view)
+
+
+def tell_github(sweep: Sweep, view: View) -> None:
+    """Annotations go to stderr, which a runner reads for commands as it does stdout: that holds the result alone."""
+    from diffai_dist.report import step_summary, workflow_commands
+
+    for line in workflow_commands(sweep):
+        click.echo(line, err=True, nl=False)
+    if not (path := os.environ.get("GITHUB_STEP_SUMMARY")):
+        return
+    try:
+        with open(path, "a", encoding="utf-8") as summary:
+            summary.write(step_summary(sweep, replace(view, width=None, colour=False), summary.tell()))
+    except OSError as error:
+        log.warning("no step summary was written: %s", error)
 
 
 def _is_device(path: str) -> bool:
@@ -134,6 +164,13 @@ def night_before(kept: ReportStore, run: str) -> Sweep | None:
         return None
 
 
+def _failing(conditions: Sequence[str]) -> Severity:
+    """The mildest severity that makes the exit code 1; medium where none is named."""
+    from diffai_dist.records import SEVERITIES
+
+    return next((one for one in reversed(SEVERITIES) if one in conditions), "medium")
+
+
 class Bar:
     """Progress on stderr, from the moment the plan is known."""
 
@@ -177,7 +214,7 @@ def say_on_stderr(report: Report, target: Target, store: str | None = None) -> N
     sweep = report.sweep
     for warning in sweep.warnings:
         click.echo(f"warning: {escape(warning, 400)}", err=True)
-    if target.path or target.output in ("json", "yaml"):
+    if target.path or target.output in ("json", "yaml", "junit"):
         for entry in failure_entries(sweep.failures):
             click.echo(f"failed: {entry}", err=True)
         for line in coverage_lines(sweep.results[0]) if sweep.mode is None else sweep_coverage_lines(sweep):

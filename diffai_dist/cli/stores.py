@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from diffai_dist.cli.gating import exit_code, gate_of, gate_options, judged, say_met
 from diffai_dist.cli.options import (
     exit_option,
     format_option,
@@ -37,22 +38,28 @@ def status(run: str | None, store: str, output: str, **options: Any) -> int:
 @output_options
 @tensors_option
 @exit_option
+@gate_options
+@click.option("--mlflow", is_flag=True, help="Log numbers and a folder to the MLflow at MLFLOW_TRACKING_URI, too.")
 @storage_options
 @speech_options
-def report(run: str, store: str, **options: Any) -> int:
+def report(run: str, store: str, mlflow: bool, **options: Any) -> int:
     """Show a finished run again, from the store alone. RUN is an id, its beginning, or `latest`."""
-    from diffai_dist.errors import CheckpointError
+    from diffai_dist.tracking import log_to_mlflow
 
     start_logging(options["verbose"])
     target = Target(options, profile_of(options))
+    gate = gate_of(options["fail_on"], options["policy"])
     kept = kept_store(store, profile_of(options))
     name = kept.resolve(run)
-    found = kept.load(name)
-    if not options["quiet"] or target.path:
-        target.write(found, target.view(night_before(kept, name) if found.mode else None))
-    if found.differs and (options["exit_code"] or options["quiet"]):
-        return 1
-    return 0 if found.complete else CheckpointError.exit_code
+    verdict = judged(kept.load(name), gate)
+    found = verdict.sweep
+    if target.wanted:
+        target.show(found, target.view(night_before(kept, name) if found.mode else None))
+    if not options["quiet"]:
+        say_met(verdict)
+    if mlflow:
+        log_to_mlflow(name, found, kept.document(name), target.view())
+    return exit_code(verdict, options)
 
 
 @click.argument("store", metavar="STORE", type=click.Path())

@@ -11,6 +11,19 @@ import click
 from click.core import ParameterSource
 
 from diffai_dist.cli.compare import place_of, refuse_jobs, tls_of
+from diffai_dist.cli.gating import (
+    exit_code,
+    expect_options,
+    gate_document,
+    gate_of,
+    gate_options,
+    held_options,
+    joined_thresholds,
+    judged,
+    parsed_thresholds,
+    say_met,
+    threshold_option,
+)
 from diffai_dist.cli.options import (
     analysis_options,
     chosen_analyses,
@@ -45,6 +58,7 @@ from diffai_dist.errors import UsageError
 if TYPE_CHECKING:
     from diffai_dist.api import Report
     from diffai_dist.config import SweepConfig
+    from diffai_dist.gates import Gate
     from diffai_dist.opening import Group
     from diffai_dist.records import Sweep
     from diffai_dist.run import Settings
@@ -71,11 +85,11 @@ checkpoint_options = together(
 # What an option is called in a configuration; the others are not settings of a sweep.
 _SETTINGS = {
     **{name: name for name in ("baseline", "elementwise", "since", "until", "every", "latest", "name")},
-    **{name: f"select.{name}" for name in ("include", "exclude", "ignore_keys_regex")},
+    **{name: f"select.{name}" for name in ("include", "exclude", "ignore_keys_regex", "map")},
     **{name: f"storage.{name}" for name in ("endpoint_url", "anon", "profile")},
     **{name: f"cluster.{name}" for name in ("workers", "scheduler", "threads", "memory_limit", "unit_size")},
-    "epsilon": "epsilon",
-    "store": "store",
+    **{f"expect_{name}": f"expect.{name}" for name in ("frozen", "changed", "cast")},
+    **{name: name for name in ("epsilon", "fail_on", "policy", "store")},
     "output": "output.format",
     "output_file": "output.file",
 }
@@ -101,6 +115,8 @@ def asked(checkpoints: tuple[str, ...], options: dict[str, Any]) -> SweepConfig:
         settings["cluster.tls"] = dict(zip(("ca_file", "cert_file", "key_file"), tls, strict=True))
     in_file = _is_config(checkpoints)
     config = load(checkpoints[0], os.environ, known_analyses()) if in_file else SweepConfig(checkpoints=checkpoints)
+    if thresholds := parsed_thresholds(options["thresholds"]):
+        settings["thresholds"] = joined_thresholds(config.thresholds, thresholds)
     return merged(config, settings | _slurm(options, config))
 
 
@@ -139,8 +155,11 @@ def _pairs(text: str) -> str | tuple[tuple[str, ...], ...]:
 @analysis_options()
 @selection_options
 @epsilon_option
+@threshold_option
+@expect_options
 @store_option
 @exit_option
+@gate_options
 @unit_size_option
 @place_options
 @storage_options
@@ -158,24 +177,38 @@ def sweep(checkpoints: tuple[str, ...], **options: Any) -> int:
     start_logging(options["verbose"])
     config = asked(checkpoints, options)
     settings = settings_of(config, bool(options["verbose"]))
-    options |= {"output": config.output.format, "output_file": config.output.file}
+    options |= {"output": config.output.format, "output_file": config.output.file, "fail_on": config.conditions}
     target = Target(options, profile_of(config))
+    gate = gate_of(config.conditions, config.policy)
     if config.store:
         check_store(config.store, settings.profile)
-    return _run(group_of(config, datetime.now(UTC)), settings, config.store, target, options)
+    if not options["quiet"]:
+        _say_left_out(config)
+    return _run(group_of(config, datetime.now(UTC)), settings, config.store, target, options, gate)
 
 
-def _run(group: Group, settings: Settings, store: str | None, target: Target, options: dict[str, Any]) -> int:
+def _say_left_out(config: SweepConfig) -> None:
+    from diffai_dist.request import left_out
+
+    if names := left_out(config):
+        click.echo(f"all leaves out {', '.join(names)}: pairs all measures these with --elementwise only", err=True)
+
+
+def _run(
+    group: Group, settings: Settings, store: str | None, target: Target, options: dict[str, Any], gate: Gate
+) -> int:
     from diffai_dist.api import run
 
     with Bar(options) as bar:
         report = run(group, settings, store, bar.start)
-    if not options["quiet"] or target.path:
-        target.write(report.sweep, target.view(_before(report, store), report.reading.notes))
+    verdict = judged(report.sweep, gate)
+    if target.wanted:
+        target.show(verdict.sweep, target.view(_before(report, store), report.reading.notes))
     if not options["quiet"]:
         say_on_stderr(report, target, store)
+        say_met(verdict)
     report.raise_for_store()
-    return report.exit_code(differences_count=options["exit_code"] or options["quiet"])
+    return exit_code(verdict, options)
 
 
 def _before(report: Report, store: str | None) -> Sweep | None:
@@ -192,6 +225,7 @@ def _before(report: Report, store: str | None) -> Sweep | None:
 @output_options
 @tensors_option
 @exit_option
+@gate_options
 @place_options
 @storage_options
 @talk_options
@@ -201,9 +235,10 @@ def resume(run: str, store: str, **options: Any) -> int:
 
     start_logging(options["verbose"])
     target = Target(options, profile_of(options))
+    gate = gate_of(options["fail_on"], options["policy"])
     run = kept_store(store, profile_of(options)).resolve(run)
     group, settings = resumed(run, store, profile_of(options), place_of(options))
-    return _run(group, settings, store, target, options)
+    return _run(group, settings, store, target, options, gate)
 
 
 @checkpoint_options
@@ -211,7 +246,10 @@ def resume(run: str, store: str, **options: Any) -> int:
 @analysis_options()
 @selection_options
 @epsilon_option
+@threshold_option
+@expect_options
 @planned_store_option
+@held_options
 @unit_size_option
 @place_options
 @storage_options
@@ -220,15 +258,16 @@ def plan(checkpoints: tuple[str, ...], output: str, **options: Any) -> int:
 
     Takes what `compare` and `sweep` take: two checkpoints, patterns, or a configuration.
     """
-    from diffai_dist.api import planned
+    from diffai_dist.api import compare_group, planned
     from diffai_dist.inspection import plan_text
-    from diffai_dist.opening import pair_of
     from diffai_dist.request import group_of, settings_of
 
     config = asked(checkpoints, options)
     settings = settings_of(config)
-    group = pair_of(*checkpoints) if _is_pair(checkpoints) else group_of(config, datetime.now(UTC))
-    document = planned(group, settings, config.store)
+    gate = gate_document(gate_of(config.conditions, config.policy))
+    pair = _is_pair(checkpoints)
+    group = compare_group(checkpoints[0], checkpoints[1], settings) if pair else group_of(config, datetime.now(UTC))
+    document = planned(group, settings, config.store) | gate
     print_chunks([json.dumps(document, indent=1) + "\n"] if output == "json" else plan_text(document))
     return 3 if document["problems"] else 0
 

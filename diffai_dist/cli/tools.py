@@ -1,4 +1,4 @@
-"""Verbs beside comparisons: `inspect`, `demo`, `completion`, `config schema`."""
+"""Verbs beside comparisons: `inspect`, `analyses`, `explain`, `demo`, `config schema`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,26 @@ def inspect(checkpoint: str, output: str, **options: Any) -> int:
     return end_with(opened.all_failures)
 
 
+@format_option
+def analyses(output: str) -> int:
+    """List every analysis: what it is about, what it costs, whether --all asks for it, what it answers."""
+    from diffai_dist.explaining import analyses_list
+
+    print_chunks(analyses_list(output))
+    return 0
+
+
+@click.argument("name")
+@format_option
+def explain(name: str, output: str) -> int:
+    """Say what an analysis or a rule of one is: definition, fields, rules, thresholds, cost, sources."""
+    from diffai_dist.explaining import explained, explanation
+    from diffai_dist.terminal import width
+
+    print_chunks(explanation(explained(name), output, width()))
+    return 0
+
+
 @click.option(
     "--directory",
     metavar="PATH",
@@ -47,9 +67,10 @@ def config() -> None:
 
 
 @config.command("schema")
-def schema() -> int:
+@click.option("--policy", is_flag=True, help="That of policy files.")
+def schema(policy: bool) -> int:
     """Print the JSON Schema of configuration files, for editors."""
-    from diffai_dist.config import json_schema
+    from diffai_dist.config import json_schema, policy_schema
 
-    print_chunks([json.dumps(json_schema(), indent=2) + "\n"])
+    print_chunks([json.dumps(policy_schema() if policy else json_schema(), indent=2) + "\n"])
     return 0

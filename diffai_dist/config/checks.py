@@ -6,9 +6,10 @@ import functools
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from diffai_dist import cluster, storage
+from diffai_dist.analyses.expectations import float_dtype
 from diffai_dist.config.model import SweepConfig, setting_paths
 from diffai_dist.config.problems import (
     Path,
@@ -20,57 +21,63 @@ from diffai_dist.config.problems import (
     unknown_key,
     wrong_value,
 )
+from diffai_dist.config.thresholds import threshold_problems
 from diffai_dist.errors import UsageError
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+T = TypeVar("T")
+
 
 @functools.cache
-def model() -> TypeAdapter[SweepConfig]:
-    """The model as pydantic sees it, which takes a tenth of a second to make."""
+def model(kind: Any) -> TypeAdapter[Any]:
+    """A kind of file as pydantic sees it, which takes a tenth of a second to make."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(SweepConfig)
+    return TypeAdapter(kind)
 
 
-def check_types(settings: Mapping[str, Any]) -> SweepConfig:
-    """The settings as values of the model; raises Rejected."""
+def check_types(settings: Mapping[str, Any], kind: type[T]) -> T:
+    """The settings of a file of that kind as its values; raises Rejected."""
     from pydantic import ValidationError
 
-    settings = _explicit(settings, ())
+    file: Any = kind  # of any type[T], typing does not know that it can be hashed
+    settings = _explicit(settings, (), setting_paths(file))
     try:
-        return model().validate_json(json.dumps(settings))
+        checked: T = model(file).validate_json(json.dumps(settings))
     except ValidationError as error:
-        raise Rejected(_problems(settings, error.errors(include_url=False, include_input=False))) from None
+        raise Rejected(_problems(settings, error.errors(include_url=False, include_input=False), kind)) from None
+    return checked
 
 
 def check_rules(config: SweepConfig, analyses: Collection[str] | None) -> None:
     """Raise Rejected where settings contradict each other or mean nothing; None leaves the analyses unchecked."""
     problems = [*_choice_of_pairs(config), *_urls(config), *_others(config), *_analyses(config, analyses)]
+    problems += threshold_problems(config.thresholds)
     if problems:
         raise Rejected(problems)
 
 
-def _explicit(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _explicit(settings: Mapping[str, Any], path: Path, known: Collection[Path]) -> dict[str, Any]:
     """Known keys without a value as what they stand for: a section whose lines are all comments, or a default."""
     made = {}
     for name, value in settings.items():
         here = (*path, name)
-        if value is None and any(known[:-1] == here for known in setting_paths()):
+        if value is None and (here == ("thresholds",) or any(one[:-1] == here for one in known)):
             value = {}
-        if value is not None or here not in setting_paths():
-            made[name] = _explicit(value, here) if isinstance(value, Mapping) else value
+        if value is not None or here not in known:
+            made[name] = _explicit(value, here, known) if isinstance(value, Mapping) else value
     return made
 
 
-def _problems(settings: Mapping[str, Any], errors: Sequence[Any]) -> Iterator[Problem]:
+def _problems(settings: Mapping[str, Any], errors: Sequence[Any], kind: type[Any]) -> Iterator[Problem]:
     """What pydantic says, by the value it is about; of that there is one error for each type it might have had."""
     about: dict[Path, list[Any]] = {}
     for error in errors:
         path, value = _descend(settings, error["loc"])
         if error["type"] == "unexpected_keyword_argument":
-            yield unknown_key(path)
+            yield unknown_key(path, kind)
         elif error["type"] == "missing" and isinstance(value, Mapping):
             yield missing_key((*path, error["loc"][-1]))
         else:
@@ -111,6 +118,7 @@ def _urls(config: SweepConfig) -> Iterator[Problem]:
         (("baseline",), config.baseline),
         (("store",), config.store),
         (("output", "file"), config.output.file),
+        (("policy",), config.policy),
     ]
     if not isinstance(config.pairs, str):
         sides = (
@@ -131,6 +139,7 @@ def _others(config: SweepConfig) -> Iterator[Problem]:
     place = (places.workers, places.scheduler, places.threads, places.memory_limit, False, tls, slurm)
     reasons: dict[Path, str | None] = {
         ("storage", "endpoint_url"): _reason(storage.Profile, config.storage.endpoint_url),
+        ("expect", "cast"): _reason(float_dtype, config.expect.cast or "F32"),
         ("select", "ignore_keys_regex"): _reason(_compiled, config.select.ignore_keys_regex or ""),
         ("cluster",): _reason(cluster.Place, *place),
         ("cluster", "memory_limit"): _reason(_bytes, places.memory_limit, "memory_limit"),
@@ -141,7 +150,7 @@ def _others(config: SweepConfig) -> Iterator[Problem]:
 
 def _analyses(config: SweepConfig, known: Collection[str] | None) -> Iterator[Problem]:
     for index, name in enumerate(config.analyses):
-        if known is not None and name not in known:
+        if known is not None and name not in known and name != "all":
             hint = did_you_mean(name, known) or f"there are {', '.join(sorted(known))}"
             yield Problem(("analyses", index), f"unknown analysis {quoted(name)} ({hint})")
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from diffai_dist.config.model import setting_paths
+from diffai_dist.config.model import SweepConfig, setting_paths
 from diffai_dist.config.nodes import NotYaml, Span, read
-from diffai_dist.config.problems import Path, Problem, setting_name
+from diffai_dist.config.problems import Path, Problem, names, setting_name
 from diffai_dist.config.secrets import suspicious
 from diffai_dist.errors import UsageError
 from diffai_dist.terminal import escape
@@ -25,6 +25,7 @@ class Document:
     value: dict[str, Any]
     keys: dict[Path, Span]
     values: dict[Path, Span]
+    kind: Any  # SweepConfig, or another kind of file
 
     def error(self, problems: Iterable[Problem]) -> UsageError:
         """All problems as one error, in the order of the file."""
@@ -47,7 +48,7 @@ class Document:
     def _private(self) -> Iterator[int]:
         """Lines of what is no setting, which are not quoted: who mistypes `password` has a secret there."""
         for path, key in self.keys.items():
-            if path not in setting_paths():
+            if names(path) not in setting_paths(self.kind):
                 value = self.values[path]
                 yield from range(min(key.start[0], value.start[0]), max(key.start[0], value.last_line) + 1)
 
@@ -62,11 +63,11 @@ class Document:
         return _located(self.name, line, column, problem.message, quote)
 
 
-def parse(name: str, text: str) -> Document:
+def parse(name: str, text: str, kind: Any = SweepConfig) -> Document:
     """The document in a text; UsageError where it is no YAML mapping, or more than a configuration needs."""
     lines = tuple(text.splitlines())
     try:
-        return Document(name, lines, *read(text))
+        return Document(name, lines, *read(text, kind.MADE_OF), kind)
     except NotYaml as error:
         quote = "" if suspicious(text) else _line(lines, error.line)
         raise UsageError(_located(name, error.line, error.column, str(error), quote)) from None

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
+from diffai_dist.records import Severity
+
 PairChoice = Literal["consecutive", "vs-first", "vs-last", "vs-baseline", "all"]
-OutputFormat = Literal["text", "json", "yaml", "markdown"]
+OutputFormat = Literal["text", "json", "yaml", "markdown", "junit"]
+FailOn = Literal[Severity, "changed", "missing", "nan", "unreadable", "never"]
 
 # What pydantic reads of a field's metadata.
 _POSITIVE: Mapping[str, int] = MappingProxyType({"ge": 1})
@@ -26,6 +29,21 @@ class Select:
     """Globs: no tensors whose whole name matches one."""
     ignore_keys_regex: str | None = None
     """No tensors in whose name this regular expression is found."""
+    map: str | None = None
+    """File of a map: which tensors are called otherwise in other checkpoints, which are fused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expect:
+    """What must be so in every pair; what is not is a finding that names the tensor."""
+
+    frozen: tuple[str, ...] = ()
+    """Globs: tensors whose whole name matches one have the bits of the baseline."""
+    changed: tuple[str, ...] = ()
+    """Globs: tensors whose whole name matches one do not."""
+    cast: str | None = None
+    """A float dtype: every float tensor is the baseline's, correctly rounded to it, bit for bit; all others are the
+    same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +127,8 @@ class SweepConfig:
         "use_attribute_docstrings": True,
     }
 
+    MADE_OF: ClassVar[str] = "a configuration is made of lines such as `checkpoints: PATH`"
+
     name: str | None = None
     """Shown in the first lines of the result."""
     checkpoints: str | tuple[str, ...]
@@ -135,7 +155,16 @@ class SweepConfig:
     epsilon: float | None = field(default=None, metadata=_FINITE)
     """Differences of at most this count as none, and are said. Default: bits decide."""
     analyses: tuple[str, ...] = ()
-    """Names of analyses, as layer_impact."""
+    """Names of analyses, as layer_impact; all stands for those that cost no second reading."""
+    thresholds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Limits of analyses that differ from their defaults, by name of the analysis."""
+    expect: Expect = field(default_factory=Expect)
+    """What must be so in every pair; what is not is a finding that names the tensor."""
+    fail_on: FailOn | tuple[FailOn, ...] = ()
+    """What makes the exit code 1: a finding at least so severe that is not waived; any tensor that changed; one that is
+    missing in a candidate; a NaN in one; what could not be read. Default: nothing, or what breaks the policy."""
+    policy: str | None = None
+    """File of rules and waivers. Without a severity in fail_on, a rule that is broken at medium or above makes 1."""
     store: str | None = None
     """Folder or URL in which runs are kept as JSON and Parquet. Default: none are kept."""
     storage: Storage = field(default_factory=Storage)
@@ -150,11 +179,16 @@ class SweepConfig:
         """The checkpoints as a tuple, also where the file names one."""
         return (self.checkpoints,) if isinstance(self.checkpoints, str) else self.checkpoints
 
+    @property
+    def conditions(self) -> tuple[FailOn, ...]:
+        """What makes the exit code 1, likewise."""
+        return (self.fail_on,) if isinstance(self.fail_on, str) else self.fail_on
+
 
 @functools.cache
-def setting_paths() -> tuple[tuple[str, ...], ...]:
-    """Every setting as the names that lead to it, a section before what it holds."""
-    return tuple(_paths(SweepConfig))
+def setting_paths(kind: Any = SweepConfig) -> tuple[tuple[str, ...], ...]:
+    """Every setting of a file of that kind as the names that lead to it, a section before what it holds."""
+    return tuple(_paths(kind))
 
 
 def _paths(kind: Any) -> Iterator[tuple[str, ...]]:

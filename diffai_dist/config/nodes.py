@@ -40,12 +40,19 @@ class NotYaml(ValueError):
         self.line, self.column = line, column
 
 
-def read(text: str) -> tuple[dict[str, Any], dict[Path, Span], dict[Path, Span]]:
-    """The mapping in a text with the places of its keys and of its values; NotYaml if there is none."""
+def read(text: str, made_of: str) -> tuple[dict[str, Any], dict[Path, Span], dict[Path, Span]]:
+    """The mapping in a text with the places of its keys and of its values; NotYaml if there is none.
+
+    `made_of` says what such a file is made of to who wrote something else.
+    """
     for number, line in enumerate(text.splitlines()):
         if _CONFLICT.match(line):
             raise NotYaml("a marker of a merge conflict: choose one of the two sides", number)
     root, plain = _compose(text)
+    if root is None:
+        raise NotYaml(f"empty: {made_of}")
+    if root.id != "mapping":
+        raise _refused(f"not a mapping: {made_of}", root)
     reader = _Reader(plain)
     return reader.section(root, ()), reader.keys, reader.values
 
@@ -68,8 +75,6 @@ def _compose(text: str) -> tuple[Any, Callable[[Any], Any]]:
         raise NotYaml(f"nested more than {MAX_DEPTH} levels deep") from error
     except (ValueError, OverflowError) as error:
         raise NotYaml("not YAML: an escape such as \\UFFFFFFFF that is no character") from error
-    if root is None:
-        raise NotYaml("empty: a configuration has at least the key 'checkpoints'")
     return root, yaml.constructor.construct_object
 
 
@@ -93,8 +98,6 @@ class _Reader:
 
     def section(self, node: Any, path: Path) -> dict[str, Any]:
         """A mapping, each key once."""
-        if node.id != "mapping":
-            raise _refused("not a mapping: a configuration is made of lines such as `checkpoints: PATH`", node)
         self._note(node, path)
         section = {}
         for key, value in node.value:

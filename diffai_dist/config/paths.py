@@ -21,7 +21,9 @@ def located(config: SweepConfig, folder: str, environ: Mapping[str, str]) -> Swe
         checkpoints=tuple(map(pattern, config.patterns)),
         pairs=pairs if isinstance(pairs, str) else tuple((_member(a, path), _member(b, path)) for a, b in pairs),
         baseline=baseline and path(baseline),
+        select=replace(config.select, map=config.select.map and path(config.select.map)),
         store=store and path(store),
+        policy=config.policy and path(config.policy),
         cluster=_cluster(config.cluster, path),
         output=replace(config.output, file=file and path(file)),
     )

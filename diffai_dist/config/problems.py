@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diffai_dist.config.model import setting_paths
+from diffai_dist.config.model import SweepConfig, setting_paths
 from diffai_dist.terminal import escape
 
 Path = tuple[str | int, ...]
@@ -48,14 +48,19 @@ class Rejected(ValueError):
         super().__init__("; ".join(problem.message for problem in self.problems))
 
 
-def unknown_key(path: Path) -> Problem:
-    """A name that is no setting, with the one that was probably meant."""
-    known, last = setting_paths(), str(path[-1])
-    here = [other[-1] for other in known if other[:-1] == path[:-1]]
+def unknown_key(path: Path, kind: Any = SweepConfig) -> Problem:
+    """A name that is no setting of that kind of file, with the one that was probably meant."""
+    known, last = setting_paths(kind), str(path[-1])
+    here = [other[-1] for other in known if other[:-1] == names(path)[:-1]]
     meant = did_you_mean(last.lower().replace("-", "_"), here)
     moved = next((f"did you mean '{'.'.join(other)}'?" for other in known if other[-1] == last), "")
     hint = meant or moved or f"there are {', '.join(here)}"
     return Problem(path, f"unknown key {quoted(last)} ({hint})", at_key=True)
+
+
+def names(path: Path) -> tuple[str, ...]:
+    """The path without places in lists, as a setting is known."""
+    return tuple(part for part in path if isinstance(part, str))
 
 
 def missing_key(path: Path) -> Problem:
@@ -71,7 +76,7 @@ def wrong_value(path: Path, value: object, errors: Sequence[Mapping[str, Any]]) 
 
 def setting_name(path: Path) -> str:
     """The name of the setting itself, also where the path leads to an entry of its list."""
-    return next((part for part in reversed(path) if isinstance(part, str)), "a configuration")
+    return next(reversed(names(path)), "a configuration")
 
 
 def quoted(text: object) -> str:
@@ -114,7 +119,8 @@ def _wanted(error: Mapping[str, Any]) -> str:
 def _hint(value: object, errors: Sequence[Mapping[str, Any]]) -> str:
     kinds = {error["type"] for error in errors}
     if not isinstance(value, str):
-        return " (put it in quotes)" if "string_type" in kinds and isinstance(value, bool | int | float) else ""
+        text = "string_type" in kinds and "finite_number" not in kinds
+        return " (put it in quotes)" if text and isinstance(value, bool | int | float) else ""
     if "bool_type" in kinds and value.lower() in _BOOLEANS:
         return f" (write {_BOOLEANS[value.lower()]}, without quotes)"
     if kinds & {"int_type", "float_type"} and value.isdecimal():

@@ -9,6 +9,7 @@ from typing import Any
 from diffai_dist import storage
 from diffai_dist.config.model import setting_paths
 from diffai_dist.config.problems import Path, Problem, Rejected, quoted
+from diffai_dist.config.thresholds import threshold_names
 from diffai_dist.errors import UsageError
 from diffai_dist.storage.urls import ALIASES, protocol
 
@@ -62,7 +63,7 @@ def _secrets(value: Any, path: Path) -> Iterator[Problem]:
 
 
 def _names_secret(name: str) -> bool:
-    if any(path[-1] == name for path in setting_paths()):  # ignore_keys_regex, key_file
+    if any(path[-1] == name for path in setting_paths()) or name in threshold_names():  # ignore_keys_regex, key_file
         return False
     return bool(_KEY.search(re.sub(r"[\W_]", "", name).lower()))
 

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+from diffai_dist.demo.conversions import write_conversions
 from diffai_dist.demo.network import initial, train
 from diffai_dist.demo.night import STEPS, plant, write_night
 
 
 def write_checkpoints(folder: Path) -> list[Path]:
-    """Four checkpoints of one training: two steps, one with fc1 frozen, one with a NaN planted in it."""
+    """Four checkpoints of one training: two steps, one with fc1 frozen, one with a NaN planted in it.
+
+    Beside them, of the frozen one, a cast and two quantised versions.
+    """
     from safetensors.numpy import save_file
 
     first = train(initial(), 60)
@@ -27,6 +31,7 @@ def write_checkpoints(folder: Path) -> list[Path]:
         path = folder / f"{name}.safetensors"
         save_file(weights, str(path), {"step": name[5:8].lstrip("0")})
         paths.append(path)
+    write_conversions(folder, "step-180", frozen)
     return paths
 
 
@@ -53,6 +58,8 @@ def run_demo(directory: str | None = None) -> Iterator[str]:
         f"\nTry next, in {folder}:\n"
         f"  diffai-dist compare {first.name} {frozen.name} --sort-by-change-magnitude --show-layer-impact\n"
         f"  diffai-dist compare {frozen.name} {broken.name} --exit-code; echo $?\n"
+        f"  diffai-dist compare {frozen.name} step-180-int8.safetensors --quantization-analysis\n"
+        f"  diffai-dist compare {frozen.name} step-180-f16.safetensors --expect-cast F16 --fail-on high\n"
         f"  diffai-dist inspect {first.name}\n"
         f"  diffai-dist sweep 'run7/step-*' --pairs all --similarity-matrix --convergence-analysis\n"
         f"  diffai-dist report latest --store reports -o markdown\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 
 from diffai_dist.checkpoint import Checkpoint
@@ -10,6 +11,8 @@ from diffai_dist.errors import BadIndex, CheckpointError, UnknownFormat
 from diffai_dist.formats.assembly import assemble, read_shards
 from diffai_dist.formats.folder import choose
 from diffai_dist.formats.index import MAX_INDEX_BYTES, Index, parse_index
+from diffai_dist.formats.leftovers import leftovers_of
+from diffai_dist.formats.model_config import read_config
 from diffai_dist.formats.names import listed
 from diffai_dist.formats.safetensors import read_header
 from diffai_dist.storage import Profile, check_url, entries, folders, join, kind, pin, read, redact
@@ -18,10 +21,13 @@ from diffai_dist.storage.urls import basename, parent
 SNAPSHOTS = "snapshots"  # of a model in a Hugging Face cache, beside refs and blobs
 
 
-def open_checkpoint(url: str, profile: Profile) -> Checkpoint:
-    """Read all headers of a checkpoint and none of its data; raises CheckpointError when nothing of it can be used."""
+def open_checkpoint(url: str, profile: Profile, with_config: bool = False) -> Checkpoint:
+    """Read all headers of a checkpoint and none of its data; raises CheckpointError when nothing of it can be used.
+
+    `with_config` asks for the config.json of a folder, too, with one request more where there is one.
+    """
     url = check_url(url)
-    return FORMATS[_format(url, profile)](url, profile)
+    return FORMATS[_format(url, profile)](url, profile, with_config)
 
 
 def _format(url: str, profile: Profile) -> str:
@@ -30,26 +36,30 @@ def _format(url: str, profile: Profile) -> str:
     return "index" if url.endswith(".index.json") else "safetensors"
 
 
-def open_file(url: str, profile: Profile) -> Checkpoint:
-    """One safetensors file, whatever it is called."""
+def open_file(url: str, profile: Profile, with_config: bool) -> Checkpoint:
+    """One safetensors file, whatever it is called; what lies beside it is not looked at."""
     return assemble(url, {basename(url): read_header(url, profile)})
 
 
-def open_index(url: str, profile: Profile) -> Checkpoint:
+def open_index(url: str, profile: Profile, with_config: bool) -> Checkpoint:
     """The shards that an index names, beside it."""
     files = None
     with contextlib.suppress(CheckpointError):  # what is named can be read without the right to list
         files = entries(parent(url), profile)
-    return _open_indexed(url, url, files, profile)
+    return _with_neighbours(_open_indexed(url, url, files, profile), parent(url), files, profile, with_config)
 
 
-def open_folder(url: str, profile: Profile) -> Checkpoint:
+def open_folder(url: str, profile: Profile, with_config: bool) -> Checkpoint:
     """The one checkpoint among the files of a folder; what else lies there is named and not read."""
     files = entries(url, profile)
     if not files and SNAPSHOTS in (inside := folders(url, profile)) and "refs" in inside:
         revisions = folders(join(url, SNAPSHOTS), profile)
         found = f"a Hugging Face cache folder with the snapshots {listed(revisions)}"
         raise UnknownFormat(redact(url), found, hint=f"Name one of them, {SNAPSHOTS}/<revision>")
+    return _with_neighbours(_open_chosen(url, files, profile), url, files, profile, with_config)
+
+
+def _open_chosen(url: str, files: Collection[str], profile: Profile) -> Checkpoint:
     layout = choose(files, redact(url))
     if layout.index:
         return _open_indexed(url, join(url, layout.index), files, profile, layout.warnings)
@@ -57,6 +67,19 @@ def open_folder(url: str, profile: Profile) -> Checkpoint:
         header = read_header(join(url, layout.single), profile)
         return assemble(url, {layout.single: header}, warnings=layout.warnings)
     return assemble(url, read_shards(url, layout.shards, files, profile), warnings=layout.warnings)
+
+
+def _with_neighbours(
+    checkpoint: Checkpoint, folder: str, files: Collection[str] | None, profile: Profile, with_config: bool
+) -> Checkpoint:
+    """The checkpoint with what the other files of its folder tell, as far as they are known."""
+    config, warnings = read_config(folder, files, profile) if with_config else (None, ())
+    return dataclasses.replace(
+        checkpoint,
+        config=config,
+        warnings=(*checkpoint.warnings, *warnings),
+        violations=(*checkpoint.violations, *leftovers_of(checkpoint, folder, files or (), profile)),
+    )
 
 
 def _open_indexed(
@@ -79,7 +102,7 @@ def _read_index(url: str, profile: Profile) -> Index:
     return parse_index(read(source, 0, source.size, profile), redact(url))
 
 
-FORMATS: Mapping[str, Callable[[str, Profile], Checkpoint]] = {
+FORMATS: Mapping[str, Callable[[str, Profile, bool], Checkpoint]] = {
     "safetensors": open_file,
     "index": open_index,
     "folder": open_folder,

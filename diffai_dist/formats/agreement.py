@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from diffai_dist.errors import BadIndex, CheckpointError, Failure, MissingShard
+from diffai_dist.checkpoint import Violation
+from diffai_dist.errors import BadHeader, BadIndex, CheckpointError, Failure, MissingShard
 from diffai_dist.formats.index import Index
 from diffai_dist.formats.names import listed, quoted, shown
 
@@ -21,6 +22,7 @@ class Verdict:
     unreadable: Mapping[str, Failure]  # by tensor
     failures: tuple[Failure, ...]
     warnings: tuple[str, ...]
+    violations: tuple[Violation, ...]
 
 
 def judge(where: str, owners: Owners, broken: Mapping[str, Failure], index: Index | None) -> Verdict:
@@ -42,16 +44,37 @@ def judge(where: str, owners: Owners, broken: Mapping[str, Failure], index: Inde
         _summary(BadIndex, where, "tensors lie in another shard than the index says", misplaced),
     )
     complaints = tuple(failure for failure in failures if failure)
-    warnings = _unmapped(index, owners) if index else ()
-    return Verdict(lost | absent | doubles, complaints, warnings)
+    unmapped = [name for name in owners if name not in weight_map] if index else []
+    warnings = (f"{len(unmapped):,} tensors are in the shards and not in the index: {listed(unmapped)}",)
+    broken_rules = {
+        "double-tensor": (failures[0], list(doubles)),
+        "lost-tensor": (failures[1], list(absent)),
+        "misplaced-tensor": (failures[2], misplaced),
+    }
+    violations = [
+        Violation(rule, where, failure.found, tuple(names))
+        for rule, (failure, names) in broken_rules.items()
+        if failure
+    ]
+    if unmapped:
+        violations.append(Violation("unmapped-tensor", where, warnings[0], tuple(unmapped)))
+    return Verdict(lost | absent | doubles, complaints, warnings if unmapped else (), tuple(violations))
 
 
-def odd_total(index: Index, nbytes: int) -> tuple[str, ...]:
-    """A warning if the index gives another size than all tensors have together; it often counts something else."""
+def broken_shard(failure: Failure) -> Violation:
+    """A shard without a header that can be read."""
+    rules = {MissingShard.code: "missing-shard", BadHeader.code: "bad-header"}
+    found = f"{failure.found}, expected {failure.expected}" if failure.expected else failure.found
+    return Violation(rules.get(failure.code, "unreadable-shard"), failure.object, found)
+
+
+def odd_total(where: str, index: Index, nbytes: int) -> tuple[Violation, ...]:
+    """Whether the index gives another size than all tensors have together; it often counts something else."""
     total = index.total_size
     if not isinstance(total, int | float) or total == nbytes:
         return ()
-    return (f"the index gives a total_size of {shown(total)} bytes, the tensors have {nbytes:,}",)
+    found = f"the index gives a total_size of {shown(total)} bytes, the tensors have {nbytes:,}"
+    return (Violation("wrong-total-size", where, found),)
 
 
 def _doubles(where: str, owners: Owners) -> dict[str, Failure]:
@@ -75,8 +98,3 @@ def _absent(
 
 def _summary(error: type[CheckpointError], where: str, what: str, names: list[str]) -> Failure | None:
     return error(where, f"{len(names):,} {what}: {listed(names)}", hint=SAVE_AGAIN).failure if names else None
-
-
-def _unmapped(index: Index, owners: Owners) -> tuple[str, ...]:
-    names = [name for name in owners if name not in index.weight_map]
-    return (f"{len(names):,} tensors are in the shards and not in the index: {listed(names)}",) if names else ()

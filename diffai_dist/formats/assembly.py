@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from diffai_dist.checkpoint import Checkpoint
 from diffai_dist.errors import CheckpointError, MissingShard, Unreadable
-from diffai_dist.formats.agreement import Owners, judge, odd_total
+from diffai_dist.formats.agreement import Owners, broken_shard, judge, odd_total
 from diffai_dist.formats.index import Index
 from diffai_dist.formats.names import listed, lookalikes
 from diffai_dist.formats.safetensors import Header, read_header
@@ -53,8 +53,10 @@ def assemble(url: str, shards: Shards, index: Index | None = None, warnings: Seq
     broken = {name: error.failure for name, error in errors.items()}
     verdict = judge(where, _owners(headers), broken, index)
     tensors = {name: tensor for header in headers.values() for name, tensor in header.tensors.items()}
+    violations = (*map(broken_shard, broken.values()), *verdict.violations)
     if index and not broken and not verdict.failures:
-        warnings = (*warnings, *odd_total(index, sum(tensor.nbytes for tensor in tensors.values())))
+        odd = odd_total(where, index, sum(tensor.nbytes for tensor in tensors.values()))
+        warnings, violations = (*warnings, *(one.found for one in odd)), (*violations, *odd)
     return Checkpoint(
         url=where,
         format="safetensors",
@@ -65,6 +67,7 @@ def assemble(url: str, shards: Shards, index: Index | None = None, warnings: Seq
         failures=(*broken.values(), *verdict.failures),
         unknown=next(iter(broken.values()), None) if index is None else None,
         warnings=(*warnings, *verdict.warnings, *_odd_names(tensors), *_odd_metadata(headers.values())),
+        violations=violations,
     )
 
 

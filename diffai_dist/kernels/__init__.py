@@ -114,10 +114,11 @@ def measure_details(
     from diffai_dist.kernels.details import measure_detail_pieces
 
     members = bits.shape[1]
-    work, blocks = _workspace(members), (empty(CONTENT, (1,)), empty(BITWISE, (1,)))
-    places = map(_integers, (slots, base, count, bits, codes, pairs, rows_at, widths, columns_at))
-    rows = _arrays(out, members, len(pairs))
-    measure_detail_pieces(_address(arena), arena.size, *places, rows, blocks, work)
+    slots, base, count, bits, codes, pairs = map(_integers, (slots, base, count, bits, codes, pairs))
+    places = _integers(rows_at), _integers(widths), _integers(columns_at)
+    rows, blocks = _arrays(out, members, len(pairs)), (empty(CONTENT, (1,)), empty(BITWISE, (1,)))
+    pieces = _address(arena), arena.size, slots, base, count, bits, codes, pairs
+    measure_detail_pieces(*pieces, *places, rows, blocks, np.zeros(members, np.bool_), _workspace(members))
 
 
 def count_bins(arena: np.ndarray, count: int, bits: np.ndarray, codes: np.ndarray, into: np.ndarray) -> None:

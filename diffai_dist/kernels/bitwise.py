@@ -14,9 +14,9 @@ import numpy as np
 from diffai_dist.kernels.casts import MANTISSA_BITS, is_cast, is_castable
 from diffai_dist.kernels.compiled import Word, jit
 from diffai_dist.kernels.decode import U8, U16, U32, U64
-from diffai_dist.kernels.lanes import HITS, LANES, UNSIGNED_MAX, Words, ir, load, loop, real, real_of
+from diffai_dist.kernels.lanes import HITS, UNSIGNED_MAX, Words, load, loop, real, real_of, splat
 from diffai_dist.kernels.shift import integer_distance
-from diffai_dist.kernels.tables import BITS, CODE, INTEGER, FAMILY
+from diffai_dist.kernels.tables import BITS, CODE
 
 LIMITS = (1, 2, 4, 8, 16, 256, 65536)  # as in the names of the fields
 _VISIBLE = 1024.0  # 2^10: the difference times that is exact, and so is the comparison
@@ -49,13 +49,13 @@ def _seen(words: Words) -> tuple[Any, Any, Any]:
     Float32 suffices: near the limit the difference is exact, further away its rounding is far from mattering.
     """
     builder = words.builder
-    kind = ir.VectorType(ir.FloatType() if words.bits == 32 else ir.DoubleType(), LANES)
+    kind = words.floats
     both = builder.and_(_finite(words, words.first), _finite(words, words.second))
     sizes = words.magnitude(words.first), words.magnitude(words.second)
     larger = builder.select(builder.icmp_unsigned(">", *sizes), *sizes)
     distance = builder.fsub(builder.bitcast(words.second, kind), builder.bitcast(words.first, kind))
     distance = builder.bitcast(words.magnitude(builder.bitcast(distance, words.first.type)), kind)
-    scaled = builder.fmul(distance, ir.Constant(kind, [ir.Constant(kind.element, _VISIBLE)] * LANES))
+    scaled = builder.fmul(distance, splat(kind, _VISIBLE))
     far = builder.fcmp_ordered(">", scaled, builder.bitcast(larger, kind))
     return both, builder.and_(both, far), larger
 
@@ -67,22 +67,50 @@ def _place(words: Words, code: Any) -> Any:
     return builder.sub(builder.xor(words.magnitude(code), sign), sign)
 
 
-def _code_terms(words: Words) -> Sequence[Any]:
-    """Of words and codes of both sides: distances, visible ones, exponents, flips; the number masks the exponent."""
-    builder, zero = words.builder, words.constant(0)
-    both, seen, larger = _seen(words)
-    places = _place(words, words.inputs[2]), _place(words, words.inputs[3])
+def _distance(words: Words, codes: Sequence[Any], both: Any) -> Any:
+    """How many numbers lie between the codes; 0 where one is not finite."""
+    builder = words.builder
+    places = [_place(words, code) for code in codes]
     above = builder.icmp_signed(">", *places)
-    distance = builder.sub(builder.select(above, *places), builder.select(above, places[1], places[0]))
-    distance = builder.select(both, distance, zero)
-    near = [words.hits(builder.icmp_unsigned(">=", distance, words.constant(limit))) for limit in LIMITS]
-    mask = builder.fptoui(words.number, zero.type)
-    crossed = builder.xor(words.inputs[2], words.inputs[3])
+    size = builder.sub(builder.select(above, *places), builder.select(above, places[1], places[0]))
+    return builder.select(both, size, words.constant(0))
+
+
+def _flips(words: Words, codes: Sequence[Any], mask: Any, larger: Any) -> list[Any]:
+    """Other exponents, those among them where no other bit differs, and how large these are."""
+    builder, zero = words.builder, words.constant(0)
+    crossed = builder.xor(*codes)
     exponents = builder.icmp_unsigned("!=", builder.and_(crossed, mask), zero)
     single = builder.icmp_unsigned("==", builder.and_(crossed, builder.sub(crossed, words.constant(1))), zero)
     flips = builder.and_(exponents, single)
-    hits = [words.hits(one) for one in (seen, exponents, flips)]
-    return [*near, distance, *hits, builder.select(flips, larger, zero)]
+    return [words.hits(exponents), words.hits(flips), builder.select(flips, larger, zero)]
+
+
+def _near(words: Words, distance: Any, limits: Sequence[int]) -> list[Any]:
+    return [words.hits(words.builder.icmp_unsigned(">=", distance, words.constant(limit))) for limit in limits]
+
+
+def _code_terms(words: Words) -> Sequence[Any]:
+    """Of words and codes of both sides; the number masks the exponent."""
+    both, seen, larger = _seen(words)
+    distance = _distance(words, words.inputs[2:], both)
+    mask = words.builder.fptoui(words.number, distance.type)
+    return [
+        *_near(words, distance, LIMITS),
+        distance,
+        words.hits(seen),
+        *_flips(words, words.inputs[2:], mask, larger),
+    ]
+
+
+def _bf16_terms(words: Words) -> Sequence[Any]:
+    """Of BF16 codes of both sides. Any other value of 8 bits is further away than 2^-10, and none 65536 places."""
+    builder = words.builder
+    limit, sizes = words.constant(0x7F80), (words.magnitude(words.first), words.magnitude(words.second))
+    both = builder.and_(*(builder.icmp_unsigned("<", size, limit) for size in sizes))
+    distance = _distance(words, words.inputs, both)
+    larger = builder.select(builder.icmp_unsigned(">", *sizes), *sizes)
+    return [*_near(words, distance, LIMITS[:-1]), distance, *_flips(words, words.inputs, limit, larger)]
 
 
 def _visible_terms(words: Words) -> Sequence[Any]:
@@ -90,6 +118,7 @@ def _visible_terms(words: Words) -> Sequence[Any]:
 
 
 code_counts = loop([*[HITS] * len(LIMITS), UNSIGNED_MAX, HITS, HITS, HITS, UNSIGNED_MAX], _code_terms)
+bf16_counts = loop([*[HITS] * (len(LIMITS) - 1), UNSIGNED_MAX, HITS, HITS, UNSIGNED_MAX], _bf16_terms)
 visible_count = loop([HITS], _visible_terms)
 
 
@@ -119,6 +148,20 @@ def float_bits(
 
 
 @jit
+def bf16_bits(row: Any, raws: tuple[Word, Word], count: Word) -> None:
+    """Fill the row from one block of BF16 as it lies in the file, whole vectors of it, all but the indices."""
+    clear_bitwise(row)
+    row.count = count
+    counts = bf16_counts(U16, raws, count, 0.0)
+    row.ulps1, row.ulps2, row.ulps4, row.ulps8, row.ulps16, row.ulps256 = counts[:6]
+    row.visible = row.ulps1
+    row.furthest, row.exponents, row.flips, largest = counts[6:]
+    if row.flips:
+        size = real(np.uint32(largest << np.uint64(16)))
+        row.flip_size = size if math.isfinite(size) else math.inf
+
+
+@jit
 def first_difference(kind: Word, codes: tuple[Word, Word], count: Word) -> Word:
     """Offset of the first code that differs; -1 for none."""
     for i in range(count):
@@ -128,18 +171,30 @@ def first_difference(kind: Word, codes: tuple[Word, Word], count: Word) -> Word:
 
 
 @jit
-def first_flip(kind: Word, words: tuple[Word, Word], codes: tuple[Word, Word], count: Word, code: Word, size: Word) -> Word:
-    """Offset of the first flip of that size; it is there."""
-    mask = np.uint64(_EXPONENTS[code])
+def first_flip(
+    kind: Word,
+    words: tuple[Word, Word],
+    coded: Word,
+    codes: tuple[Word, Word],
+    count: Word,
+    mask: Word,
+    size: Word,
+) -> Word:
+    """Offset of the first flip of that size, which is there; words of the kind, codes of the other."""
     for i in range(count):
-        crossed = np.uint64(load(kind, codes[0], i)) ^ np.uint64(load(kind, codes[1], i))
+        crossed = np.uint64(load(coded, codes[0], i)) ^ np.uint64(load(coded, codes[1], i))
         if crossed & mask and crossed & (crossed - np.uint64(1)) == 0:
             before, after = abs(real(load(kind, words[0], i))), abs(real(load(kind, words[1], i)))
-            if (before == size or after == size) and before <= size and after <= size:
-                return i
-            if not (math.isfinite(before) and math.isfinite(after)) and size == math.inf:
+            larger = max(before, after) if math.isfinite(before) and math.isfinite(after) else math.inf
+            if larger == size:
                 return i
     return -1
+
+
+@jit
+def exponent_of(code: Word) -> Word:
+    """Mask of the exponent in the codes of a dtype."""
+    return np.uint64(_EXPONENTS[code])
 
 
 @jit

@@ -2,19 +2,20 @@
 
 What is too large becomes infinite, or NaN where the dtype has no infinity (as torch and ml_dtypes do it); there the
 largest finite value is as good (saturation, OCP 8-bit formats v1.0). What comes from F64 may have been rounded to F32
-before, as libraries do that have no direct way. F4 and F8_E8M0 are formats of scaled blocks: nobody casts to them alone.
+before, as libraries without a direct way do. Nobody casts to F4 and F8_E8M0 alone: they are parts of scaled blocks.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from diffai_dist.dtypes import DTYPES
 from diffai_dist.kernels.compiled import Flag, Real, Word, jit
 from diffai_dist.kernels.lanes import pattern, real
-from diffai_dist.kernels.tables import CODE, PATTERNS
+from diffai_dist.kernels.tables import CODE, PATTERNS, SMALL_FLOATS
 
 MANTISSA_BITS = {
     "F64": 52,
@@ -34,23 +35,22 @@ _BIAS, _FRACTION = 1023, 52
 
 
 def _largest(name: str) -> float:
-    """The largest finite value of a dtype."""
-    if name in ("F64", "F32", "F16"):
-        return float(np.finfo({"F64": np.float64, "F32": np.float32, "F16": np.float16}[name]).max)
-    if name == "BF16":
-        return 2.0**128 - 2.0**120
-    values = PATTERNS[CODE[name]].view(np.float32)
-    return float(values[np.isfinite(values)].max())
+    """The largest finite value of a dtype; of those without a table, all ones behind the point."""
+    if name in SMALL_FLOATS:
+        values = PATTERNS[CODE[name]].view(np.float32)
+        return float(values[np.isfinite(values)].max())
+    top = {"F64": 1024, "F32": 128, "BF16": 128, "F16": 16}[name]
+    return math.ldexp(1.0 - 2.0 ** -(MANTISSA_BITS[name] + 1), top)
 
 
-def _table(value: object, kind: type) -> np.ndarray:
+def _table(value: Callable[[str], float], kind: type) -> np.ndarray:
     made = np.zeros(1 + max(CODE.values()), kind)
     for name in MANTISSA_BITS:
-        made[CODE[name]] = value(name)  # type: ignore[operator]
+        made[CODE[name]] = value(name)
     return made
 
 
-_MANTISSA = _table(MANTISSA_BITS.get, np.int64)
+_MANTISSA = _table(MANTISSA_BITS.__getitem__, np.int64)
 _LEAST = _table(lambda name: _BIAS + math.frexp(DTYPES[name].smallest_normal or 1.0)[1] - 1, np.int64)
 _LARGEST = _table(_largest, np.float64)
 _INFINITE = _table(lambda name: name in ("F64", "F32", "F16", "BF16", "F8_E5M2"), np.bool_)

@@ -1,6 +1,8 @@
 """Sums of rows and columns: ROW and COLUMN of a member, ROW_SHIFT and COLUMN_SHIFT of a pair, block by block.
 
-What a block and a row have in common is summed in lanes and added to the row; a column takes one element after another.
+What a block and a row have in common is a run. Its whole vectors are summed in lanes, the rest one by one, and both are
+added to the row; a column takes one row after another. Where a block holds anything that is not finite, the loops see a
+copy with 0 in its place.
 """
 
 from __future__ import annotations
@@ -11,18 +13,33 @@ from typing import Any
 
 import numpy as np
 
-from diffai_dist.kernels.compiled import Real, Word, jit
-from diffai_dist.kernels.lanes import HITS, SUM, UNSIGNED_MAX, Words, bytes_of, load, loop, real, real_of
+from diffai_dist.kernels.compiled import Flag, Word, jit
+from diffai_dist.kernels.lanes import (
+    HITS,
+    LANES,
+    SUM,
+    UNSIGNED_MAX,
+    UNSIGNED_MIN,
+    Words,
+    bytes_of,
+    load,
+    loop,
+    real,
+    real_of,
+)
+
+
+def _largest_terms(words: Words) -> Sequence[Any]:
+    return [words.magnitude(words.first)]
 
 
 def _row_terms(words: Words) -> Sequence[Any]:
-    """Zeros, the largest magnitude, x, x*x."""
+    """Extreme magnitudes, x, x*x."""
     magnitude, values = words.magnitude(words.first), words.values(words.first)
-    zero = words.builder.icmp_unsigned("==", magnitude, words.constant(0))
-    return [words.hits(zero), magnitude, values, words.builder.fmul(values, values)]
+    return [magnitude, magnitude, values, words.builder.fmul(values, values)]
 
 
-def _row_shift_terms(words: Words) -> Sequence[Any]:
+def _shift_terms(words: Words) -> Sequence[Any]:
     """Values that differ, d*d, a*d."""
     builder, before = words.builder, words.values(words.first)
     differences = builder.fsub(words.values(words.second), before)
@@ -32,161 +49,161 @@ def _row_shift_terms(words: Words) -> Sequence[Any]:
     return [changed, builder.fmul(differences, differences), builder.fmul(before, differences)]
 
 
-row_sums = loop([HITS, UNSIGNED_MAX, SUM, SUM], _row_terms)
-row_shift_sums = loop([HITS, SUM, SUM], _row_shift_terms)
+_ROW = [UNSIGNED_MIN, UNSIGNED_MAX, SUM, SUM]
+_SHIFT = [HITS, SUM, SUM]
+largest = loop([UNSIGNED_MAX], _largest_terms)
+row_sums, row_sums_into = loop(_ROW, _row_terms), loop(_ROW, _row_terms, into=3)
+shift_sums, shift_sums_into = loop(_SHIFT, _shift_terms), loop(_SHIFT, _shift_terms, into=1)
 
 
 @jit
-def add_rows(
+def is_finite(kind: Word, address: Word, size: Word) -> Flag:
+    """Whether all of a block is."""
+    return math.isfinite(real_of(kind, largest(kind, (address,), size, 0.0)[0]))
+
+
+@jit
+def add_channels(
     rows: np.ndarray,
-    member: Word,
+    columns: np.ndarray,
     kind: Word,
     address: Word,
     size: Word,
-    place: tuple[Word, Word, Word],
+    place: tuple[Word, Word, Word, Word],
+    finite: bool,
     spare: np.ndarray,
 ) -> None:
-    """Add a block of a member to its rows; `place` is the row of the first element, its column, and the width."""
-    row, column, width = place
-    if width == 1:
+    """Add a block of a member to its rows [rows] and columns [columns].
+
+    `place` is the row and the column of the first element, the width, and the index of the first column or -1.
+    """
+    row, column, width, columns_at = place
+    words = address
+    if not finite:
+        words = np.int64(spare.ctypes.data)
         for i in range(size):
-            _add_one(rows[row + i, member], real(load(kind, address, i)))
-        return
+            spare[i] = 0
+            if math.isfinite(real(load(kind, address, i))):
+                spare[i] = load(kind, address, i)
     start = 0
     while start < size:
         run = min(width - column, size - start)
-        _add_row(rows[row, member], kind, address + start * bytes_of(kind), run, spare)
+        into = columns[max(columns_at, 0) :][column:] if columns_at >= 0 else columns[:0]
+        _add_run(rows[row], into, kind, words + start * bytes_of(kind), run)
+        if not finite:
+            _leave_out(rows[row], kind, address + start * bytes_of(kind), run)
         start, row, column = start + run, row + 1, 0
 
 
 @jit
-def _add_one(row: Any, value: Real) -> None:
-    if math.isfinite(value):
-        row.finite += 1
-        row.zeros += value == 0.0
-        row.sum += value
-        row.squares += value * value
-        row.absmax = max(row.absmax, abs(value))
-
-
-@jit
-def _add_row(row: Any, kind: Word, address: Word, count: Word, spare: np.ndarray) -> None:
-    zeros, top, total, squares = row_sums(kind, (address,), count, 0.0)
-    finite = count
-    if not math.isfinite(real_of(kind, top)):
-        finite = 0
-        for i in range(count):
-            word = load(kind, address, i)
-            good = math.isfinite(real(word))
-            spare[i] = word if good else 0
-            finite += good
-        top, total, squares = row_sums(kind, (spare.ctypes.data,), count, 0.0)[1:]
-    row.finite += finite
-    row.zeros += zeros
+def _add_run(row: Any, columns: np.ndarray, kind: Word, address: Word, count: Word) -> None:
+    """Add a run of finite values to its row, and to as many columns unless there are none."""
+    whole = count - count % LANES
+    least, top, total, squares = _whole_sums(kind, address, columns, whole)
+    row.finite += count
     row.sum += total
     row.squares += squares
     row.absmax = max(row.absmax, real_of(kind, top))
+    for i in range(whole if least else 0, count):
+        value = real(load(kind, address, i))
+        row.zeros += value == 0.0
+        if i >= whole:
+            row.sum += value
+            row.squares += value * value
+            row.absmax = max(row.absmax, abs(value))
+            if columns.size:
+                columns[i].squares += value * value
 
 
 @jit
-def add_row_shifts(
+def _whole_sums(kind: Word, address: Word, columns: np.ndarray, count: Word) -> Any:
+    if columns.size:
+        return row_sums_into(kind, (address, columns.ctypes.data), count, 0.0)
+    return row_sums(kind, (address,), count, 0.0)
+
+
+@jit
+def _leave_out(row: Any, kind: Word, address: Word, count: Word) -> None:
+    """Take back what was counted for zeros that stand for something else."""
+    for i in range(count):
+        lost = not math.isfinite(real(load(kind, address, i)))
+        row.finite -= lost
+        row.zeros -= lost
+
+
+@jit
+def add_shift_channels(
     rows: np.ndarray,
-    pair: Word,
+    columns: np.ndarray,
     kind: Word,
     words: tuple[Word, Word],
     size: Word,
-    place: tuple[Word, Word, Word],
+    place: tuple[Word, Word, Word, Word],
+    finite: bool,
     spare: np.ndarray,
 ) -> None:
-    """Add a block of a pair to its rows."""
-    row, column, width = place
-    if width == 1:
+    """Add a block of a pair to its rows [rows] and columns [columns]; `place` as above."""
+    row, column, width, columns_at = place
+    before, after = words
+    if not finite:
+        before, after = np.int64(spare[0].ctypes.data), np.int64(spare[1].ctypes.data)
         for i in range(size):
-            _add_one_shift(rows[row + i, pair], real(load(kind, words[0], i)), real(load(kind, words[1], i)))
-        return
+            left, right = load(kind, words[0], i), load(kind, words[1], i)
+            spare[0, i] = spare[1, i] = 0
+            if _both(left, right):
+                spare[0, i], spare[1, i] = left, right
     start = 0
     while start < size:
-        run = min(width - column, size - start)
-        offset = start * bytes_of(kind)
-        _add_row_shift(rows[row, pair], kind, (words[0] + offset, words[1] + offset), run, spare)
+        run, offset = min(width - column, size - start), start * bytes_of(kind)
+        into = columns[max(columns_at, 0) :][column:] if columns_at >= 0 else columns[:0]
+        _add_shift_run(rows[row], into, kind, before + offset, after + offset, run)
+        if not finite:
+            for i in range(start, start + run):
+                rows[row].both -= not _both(load(kind, words[0], i), load(kind, words[1], i))
         start, row, column = start + run, row + 1, 0
 
 
 @jit
-def _add_one_shift(row: Any, before: Real, after: Real) -> None:
-    if math.isfinite(before) and math.isfinite(after):
-        row.both += 1
-        row.changed += before != after
-        row.d2 += (after - before) * (after - before)
-        row.along += before * (after - before)
+def _both(left: Word, right: Word) -> Flag:
+    return math.isfinite(real(left)) and math.isfinite(real(right))
 
 
 @jit
-def _add_row_shift(row: Any, kind: Word, words: tuple[Word, Word], count: Word, spare: np.ndarray) -> None:
-    changed, d2, along = row_shift_sums(kind, words, count, 0.0)
-    both = count
-    if not math.isfinite(d2 + along):  # a value that is none, or squares that leave float64
-        both = _mask_both(kind, words, count, spare)
-        changed, d2, along = row_shift_sums(kind, (spare[0].ctypes.data, spare[1].ctypes.data), count, 0.0)
-    row.both += both
+def _add_shift_run(row: Any, columns: np.ndarray, kind: Word, before: Word, after: Word, count: Word) -> None:
+    whole = count - count % LANES
+    changed, d2, along = _whole_shift_sums(kind, (before, after), columns, whole)
+    row.both += count
     row.changed += changed
     row.d2 += d2
     row.along += along
+    for i in range(whole, count):
+        value = real(load(kind, before, i))
+        difference = real(load(kind, after, i)) - value
+        row.changed += difference != 0.0
+        row.d2 += difference * difference
+        row.along += value * difference
+        if columns.size:
+            columns[i].d2 += difference * difference
 
 
 @jit
-def _mask_both(kind: Word, words: tuple[Word, Word], count: Word, spare: np.ndarray) -> Word:
-    """Copy both sides with 0 where either is not finite; returns how many are."""
-    both: Word = 0
-    for i in range(count):
-        left, right = load(kind, words[0], i), load(kind, words[1], i)
-        good = math.isfinite(real(left)) and math.isfinite(real(right))
-        spare[0, i] = left if good else 0
-        spare[1, i] = right if good else 0
-        both += good
-    return both
+def _whole_shift_sums(kind: Word, words: tuple[Word, Word], columns: np.ndarray, count: Word) -> Any:
+    if columns.size:
+        return shift_sums_into(kind, (words[0], words[1], columns.ctypes.data), count, 0.0)
+    return shift_sums(kind, words, count, 0.0)
 
 
 @jit
 def add_equal_rows(
-    rows: np.ndarray, pair: Word, kind: Word, address: Word, size: Word, place: tuple[Word, Word, Word]
+    rows: Any, kind: Word, address: Word, size: Word, place: tuple[Word, Word, Word, Word], finite: bool
 ) -> None:
     """Add a block that is equal on both sides: what is finite is all there is to count."""
-    row, column, width = place
+    row, column, width, _ = place
     start = 0
     while start < size:
         run = min(width - column, size - start)
-        finite = 0
-        for i in range(start, start + run):
-            finite += math.isfinite(real(load(kind, address, i)))
-        rows[row, pair].both += finite
+        rows[row].both += run
+        if not finite:
+            for i in range(start, start + run):
+                rows[row].both -= not math.isfinite(real(load(kind, address, i)))
         start, row, column = start + run, row + 1, 0
-
-
-@jit
-def add_columns(
-    columns: np.ndarray, at: Word, kind: Word, address: Word, size: Word, column: Word, width: Word
-) -> None:
-    """Add a block of a member to its columns, the first at index `at`."""
-    start = 0
-    while start < size:
-        run = min(width - column, size - start)
-        for i in range(run):
-            value = real(load(kind, address, start + i))
-            columns[at + column + i].squares += value * value if math.isfinite(value) else 0.0
-        start, column = start + run, 0
-
-
-@jit
-def add_column_shifts(
-    columns: np.ndarray, at: Word, kind: Word, words: tuple[Word, Word], size: Word, column: Word, width: Word
-) -> None:
-    """Add a block of a pair to its columns."""
-    start = 0
-    while start < size:
-        run = min(width - column, size - start)
-        for i in range(run):
-            before, after = real(load(kind, words[0], start + i)), real(load(kind, words[1], start + i))
-            good = math.isfinite(before) and math.isfinite(after)
-            columns[at + column + i].d2 += (after - before) * (after - before) if good else 0.0
-        start, column = start + run, 0

@@ -20,12 +20,12 @@ def single_at(code: Word, origin: Word, start: Word, count: Word, scratch: np.nd
     address = origin + start // 8
     if code == _F32 and count % LANES == 0:  # else the last vector would be read beyond the buffer
         return address
-    decode_single(code, address, start % 8, count, scratch)
+    _decode_single(code, address, start % 8, count, scratch)
     return np.int64(scratch.ctypes.data)
 
 
 @jit
-def decode_single(code: Word, address: Word, odd: Word, count: Word, words: np.ndarray) -> None:
+def _decode_single(code: Word, address: Word, odd: Word, count: Word, words: np.ndarray) -> None:
     if code == _F32:
         for i in range(count):
             words[i] = load(U32, address, i)

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from diffai_dist.kernels.bitwise import (
+    bf16_bits,
     cast_bits,
     clear_bitwise,
     codes_at,
+    exponent_of,
     first_difference,
     first_flip,
     float_bits,
@@ -20,21 +22,20 @@ from diffai_dist.kernels.bitwise import (
 )
 from diffai_dist.kernels.blocks import check_piece
 from diffai_dist.kernels.channels import (
-    add_column_shifts,
-    add_columns,
+    add_channels,
     add_equal_rows,
-    add_row_shifts,
-    add_rows,
+    add_shift_channels,
+    is_finite,
 )
 from diffai_dist.kernels.compiled import Word, entry, jit
 from diffai_dist.kernels.content import clear_content, digest_of, fill_content, join_content
-from diffai_dist.kernels.decode import U32, U64, decode_single, double_at, single_at, widen
+from diffai_dist.kernels.decode import U16, U32, U64, double_at, single_at, widen
 from diffai_dist.kernels.lanes import LANES, load, pattern, real
 from diffai_dist.kernels.tables import BITS, CODE, DOUBLE, FAMILY, INTEGER, SINGLE
 from diffai_dist.kernels.twins import find_equal_partners, root_of
 from diffai_dist.partials import BLOCK
 
-_F32, _F4, _F64 = CODE["F32"], CODE["F4"], CODE["F64"]
+_F32, _BF16, _F4, _F64 = (CODE[name] for name in ("F32", "BF16", "F4", "F64"))
 _LARGEST = np.uint32(0x7F7FFFFF)  # of F32
 
 
@@ -53,6 +54,7 @@ def measure_detail_pieces(
     columns_at: np.ndarray,
     out: Any,
     blocks: tuple[np.ndarray, np.ndarray],
+    live: np.ndarray,
     work: Any,
 ) -> None:
     """All blocks of all pieces, in order, from an arena of so many bytes at the address `origin`."""
@@ -63,21 +65,18 @@ def measure_detail_pieces(
         for start in range(0, count[piece], BLOCK):
             size, at = min(BLOCK, count[piece] - start), base[piece] + start
             find_equal_partners(origin, start, size, begins, kinds, pairs, work.roots)
-            _decode(origin, start, size, at, width, begins, kinds, work)
+            _decode(origin, start, size, begins, kinds, work)
             if out.content.shape[0]:
                 _add_content(size, at, begins, kinds, out.content[slot], blocks[0][0], work)
-            place = rows_at[piece], 0, 0
+            inside = base[piece] % max(width, 1) + start
+            place = rows_at[piece] + inside // max(width, 1), inside % max(width, 1), width, columns_at[piece]
             if width:
-                inside = base[piece] % width + start
-                place = rows_at[piece] + inside // width, inside % width, width
-                _add_channels(size, begins, kinds, place, columns_at[piece], out, work)
-            _add_pairs(origin, start, size, at, begins, kinds, pairs, slot, place, columns_at[piece], out, blocks[1][0], work)
+                _add_channels(size, begins, kinds, place, out, live, work)
+            _add_pairs(start, size, at, begins, kinds, pairs, slot, place, out, blocks[1][0], live, work)
 
 
 @jit
-def _check_rows(
-    slot: Word, base: Word, count: Word, rows_at: Word, width: Word, columns_at: Word, out: Any
-) -> None:
+def _check_rows(slot: Word, base: Word, count: Word, rows_at: Word, width: Word, columns_at: Word, out: Any) -> None:
     for rows in (out.content.shape[0], out.bitwise.shape[0]):
         if rows and not 0 <= slot < rows:
             raise ValueError("a piece has no row to add to")
@@ -90,28 +89,19 @@ def _check_rows(
 
 
 @jit
-def _decode(
-    origin: Word, start: Word, size: Word, at: Word, width: Word, bits: np.ndarray, codes: np.ndarray, work: Any
-) -> None:
-    """Decode the members that are nobody's twins. Rows that end inside a vector are read beyond, so in the scratch."""
-    inside = width == 0 or (width | at) % LANES == 0
+def _decode(origin: Word, start: Word, size: Word, bits: np.ndarray, codes: np.ndarray, work: Any) -> None:
+    """Decode the members that are nobody's twins."""
     for member in range(bits.size):
         if bits[member] < 0 or work.roots[member] != member:
             continue
         code = codes[member]
         begin = bits[member] + start * BITS[code]
-        raw = words = origin + begin // 8
+        words = work.raws[member] = origin + begin // 8
         if FAMILY[code] == SINGLE:
-            if code == _F32 and not inside:
-                decode_single(code, raw, 0, size, work.singles[member])
-                words = np.int64(work.singles[member].ctypes.data)
-            else:
-                words = single_at(code, origin, begin, size, work.singles[member])
-        elif code == _F64 and not inside:
-            words = widen(U64, raw, size, work.doubles[member])
+            words = single_at(code, origin, begin, size, work.singles[member])
         elif FAMILY[code] <= INTEGER:
             words = double_at(code, origin, begin, size, work.doubles[member])
-        work.raws[member], work.words[member] = raw, words
+        work.words[member] = words
 
 
 @jit
@@ -139,25 +129,24 @@ def _add_content(
 
 @jit
 def _add_channels(
-    size: Word, bits: np.ndarray, codes: np.ndarray, place: tuple[Word, Word, Word], columns_at: Word, out: Any, work: Any
+    size: Word, bits: np.ndarray, codes: np.ndarray, place: Any, out: Any, live: np.ndarray, work: Any
 ) -> None:
+    """Add the block to the rows and columns of members; `live` says afterwards in whom all of it is finite."""
     for member in range(bits.size):
         if bits[member] < 0:
             continue
-        family, words = FAMILY[codes[member]], work.words[root_of(work.roots, member)]
+        root, family = root_of(work.roots, member), FAMILY[codes[member]]
+        words, rows, columns = work.words[root], out.rows[:, member], out.columns[member]
         if family == SINGLE:
-            add_rows(out.rows, member, U32, words, size, place, work.spare32[0])
-            if columns_at >= 0:
-                add_columns(out.columns[member], columns_at, U32, words, size, place[1], place[2])
+            live[member] = live[root] if root < member else is_finite(U32, words, size)
+            add_channels(rows, columns, U32, words, size, place, live[member], work.spare32[0])
         elif family <= INTEGER:
-            add_rows(out.rows, member, U64, words, size, place, work.spare64[0])
-            if columns_at >= 0:
-                add_columns(out.columns[member], columns_at, U64, words, size, place[1], place[2])
+            live[member] = live[root] if root < member else is_finite(U64, words, size)
+            add_channels(rows, columns, U64, words, size, place, live[member], work.spare64[0])
 
 
 @jit
 def _add_pairs(
-    origin: Word,
     start: Word,
     size: Word,
     at: Word,
@@ -165,48 +154,49 @@ def _add_pairs(
     codes: np.ndarray,
     pairs: np.ndarray,
     slot: Word,
-    place: tuple[Word, Word, Word],
-    columns_at: Word,
+    place: Any,
     out: Any,
     block: Any,
+    live: np.ndarray,
     work: Any,
 ) -> None:
     for pair in range(pairs.shape[0]):
         left, right = pairs[pair]
-        if bits[left] < 0 or bits[right] < 0 or max(FAMILY[codes[left]], FAMILY[codes[right]]) > INTEGER:
+        code, other = codes[left], codes[right]
+        if bits[left] < 0 or bits[right] < 0 or max(FAMILY[code], FAMILY[other]) > INTEGER:
             continue
         roots = root_of(work.roots, left), root_of(work.roots, right)
-        code, other = codes[left], codes[right]
         if roots[0] == roots[1]:
             if out.bitwise.shape[0]:
                 out.bitwise[slot, pair].count += size
-            if place[2] and FAMILY[code] == SINGLE:
-                add_equal_rows(out.row_shifts, pair, U32, work.words[roots[0]], size, place)
-            elif place[2]:
-                add_equal_rows(out.row_shifts, pair, U64, work.words[roots[0]], size, place)
+            _add_equal(out.row_shifts[:, pair], work.words[roots[0]], size, place, code, live[left])
             continue
         words = work.words[roots[0]], work.words[roots[1]]
-        single = FAMILY[code] == SINGLE and FAMILY[other] == SINGLE
-        if not single or code != other:
-            words = _widened(roots, code, other, size, work)
+        if code != other:
+            words = _widened(words, code, other, size, work)
         if out.bitwise.shape[0]:
             odd = (bits[left] + start * BITS[code]) % 8, (bits[right] + start * BITS[other]) % 8
-            _fill_bits(block, words, roots, odd, size, at, code, other, work)
+            _fill_bits(block, words, (work.raws[roots[0]], work.raws[roots[1]]), odd, size, at, code, other, work)
             join_bitwise(out.bitwise[slot, pair], block)
-        if place[2] and single and code == other:
-            add_row_shifts(out.row_shifts, pair, U32, words, size, place, work.spare32)
-            if columns_at >= 0:
-                add_column_shifts(out.column_shifts[pair], columns_at, U32, words, size, place[1], place[2])
+        rows, columns = out.row_shifts[:, pair], out.column_shifts[pair]
+        if place[2] and code == other and FAMILY[code] == SINGLE:
+            add_shift_channels(rows, columns, U32, words, size, place, live[left] and live[right], work.spare32)
         elif place[2]:
-            add_row_shifts(out.row_shifts, pair, U64, words, size, place, work.spare64)
-            if columns_at >= 0:
-                add_column_shifts(out.column_shifts[pair], columns_at, U64, words, size, place[1], place[2])
+            add_shift_channels(rows, columns, U64, words, size, place, live[left] and live[right], work.spare64)
 
 
 @jit
-def _widened(roots: tuple[Word, Word], code: Word, other: Word, size: Word, work: Any) -> tuple[Word, Word]:
+def _add_equal(rows: np.ndarray, words: Word, size: Word, place: Any, code: Word, finite: bool) -> None:
+    if place[2] and FAMILY[code] == SINGLE:
+        add_equal_rows(rows, U32, words, size, place, finite)
+    elif place[2]:
+        add_equal_rows(rows, U64, words, size, place, finite)
+
+
+@jit
+def _widened(words: tuple[Word, Word], code: Word, other: Word, size: Word, work: Any) -> tuple[Word, Word]:
     """Addresses of float64 patterns of both sides."""
-    left, right = work.words[roots[0]], work.words[roots[1]]
+    left, right = words
     if FAMILY[code] == SINGLE:
         left = widen(U32, left, size, work.spare64[2])
     if FAMILY[other] == SINGLE:
@@ -218,7 +208,7 @@ def _widened(roots: tuple[Word, Word], code: Word, other: Word, size: Word, work
 def _fill_bits(
     block: Any,
     words: tuple[Word, Word],
-    roots: tuple[Word, Word],
+    raws: tuple[Word, Word],
     odd: tuple[Word, Word],
     size: Word,
     at: Word,
@@ -227,11 +217,16 @@ def _fill_bits(
     work: Any,
 ) -> None:
     """Fill the row of one block of a pair that is not known to be equal."""
-    raws = work.raws[roots[0]], work.raws[roots[1]]
+    mask = exponent_of(code)
     if code != other:
         clear_bitwise(block)
         block.visible = visible_count(U64, words, size, 0.0)[0]
         cast_bits(block, words, size, code, other)
+    elif code == _BF16 and size % LANES == 0:
+        bf16_bits(block, raws, size)
+        block.first = first_difference(U16, raws, size)
+        if block.flips:
+            block.flip_index = first_flip(U32, words, U16, raws, size, mask, block.flip_size)
     elif FAMILY[code] == SINGLE:
         kept = words
         if code != _F32:
@@ -241,22 +236,24 @@ def _fill_bits(
         float_bits(block, U32, words, kept, size, code)
         block.first = first_difference(U32, kept, size)
         if block.flips:
-            block.flip_index = first_flip(U32, words, kept, size, code, block.flip_size)
+            block.flip_index = first_flip(U32, words, U32, kept, size, mask, block.flip_size)
     elif code == _F64:
         float_bits(block, U64, words, words, size, code)
         block.first = first_difference(U64, words, size)
         if block.flips:
-            block.flip_index = first_flip(U64, words, words, size, code, block.flip_size)
+            block.flip_index = first_flip(U64, words, U64, words, size, mask, block.flip_size)
     else:
         integer_bits(block, raws, size, code)
         block.visible = visible_count(U64, words, size, 0.0)[0]
-    block.first = block.first + at if block.first >= 0 else -1
-    block.flip_index = block.flip_index + at if block.flip_index >= 0 else -1
-    block.miscast_index = block.miscast_index + at if block.miscast_index >= 0 else -1
+    block.first += at if block.first >= 0 else 0
+    block.flip_index += at if block.flip_index >= 0 else 0
+    block.miscast_index += at if block.miscast_index >= 0 else 0
 
 
 @entry
-def count_piece(origin: Word, arena: Word, count: Word, bits: np.ndarray, codes: np.ndarray, into: np.ndarray, work: Any) -> None:
+def count_piece(
+    origin: Word, arena: Word, count: Word, bits: np.ndarray, codes: np.ndarray, into: np.ndarray, work: Any
+) -> None:
     """Count the finite values of one piece of each member by the upper half of their F32 patterns."""
     check_piece(arena, count, bits, codes)
     for member in range(bits.size):

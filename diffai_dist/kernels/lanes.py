@@ -78,6 +78,11 @@ class Words:
     def second(self) -> Any:
         return self.inputs[1]
 
+    @property
+    def floats(self) -> Any:
+        """The vector type of the floats the words are patterns of."""
+        return ir.VectorType(ir.FloatType() if self.bits == 32 else ir.DoubleType(), LANES)
+
     def constant(self, value: int) -> Any:
         """An integer of the words' width in all lanes."""
         return splat(_integers(self.bits), value)
@@ -105,8 +110,12 @@ class Words:
 Terms = Callable[[Words], Sequence[Any]]
 
 
-def loop(folds: Sequence[Fold], terms: Terms) -> Any:
-    """An intrinsic `(kind, inputs, count, number) -> folds`; `inputs` are addresses of words of the kind's type."""
+def loop(folds: Sequence[Fold], terms: Terms, into: int | None = None) -> Any:
+    """An intrinsic `(kind, inputs, count, number) -> folds`; `inputs` are addresses of words of the kind's type.
+
+    With `into`, the last input is the address of float64s, one for each word, and that term is added to them as well;
+    the count is a multiple of LANES then.
+    """
 
     @intrinsic  # type: ignore[untyped-decorator]
     def swept(typing: Any, kind: Any, inputs: Any, count: Any, number: Any) -> Any:
@@ -115,7 +124,8 @@ def loop(folds: Sequence[Fold], terms: Terms) -> Any:
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
             _, addresses, count, number = arguments
-            lanes = _emit(builder, kind.bitwidth, unpack_tuple(builder, addresses), count, number, folds, terms)
+            inputs = unpack_tuple(builder, addresses)
+            lanes = _emit(builder, kind.bitwidth, inputs, count, number, folds, terms, into)
             values = [_collapse(builder, fold, vector) for fold, vector in zip(folds, lanes, strict=True)]
             return context.make_tuple(builder, results, values)
 
@@ -125,16 +135,26 @@ def loop(folds: Sequence[Fold], terms: Terms) -> Any:
 
 
 def _emit(
-    builder: Any, bits: int, inputs: Sequence[Any], count: Any, number: Any, folds: Sequence[Fold], terms: Terms
+    builder: Any,
+    bits: int,
+    inputs: Sequence[Any],
+    count: Any,
+    number: Any,
+    folds: Sequence[Fold],
+    terms: Terms,
+    into: int | None,
 ) -> list[Any]:
     """The loop over whole vectors, and once more the same terms for the rest, whose missing lanes are seeds."""
-    pointers = [builder.inttoptr(address, ir.IntType(bits).as_pointer()) for address in inputs]
+    sources = inputs if into is None else inputs[:-1]
+    pointers = [builder.inttoptr(address, ir.IntType(bits).as_pointer()) for address in sources]
     numbers = _spread(builder, number)
     seeds = [splat(fold.vector(bits), fold.seed(bits)) for fold in folds]
 
     def folded(state: Sequence[Any], at: Any, live: Any) -> list[Any]:
         words = [_load(builder, bits, pointer, at) for pointer in pointers]
         fresh = terms(Words(builder, bits, words, numbers))
+        if into is not None:
+            _add_at(builder, inputs[-1], at, fresh[into])
         if live is not None:
             fresh = [builder.select(live, term, seed) for term, seed in zip(fresh, seeds, strict=True)]
         return [fold.join(builder, old, new) for fold, old, new in zip(folds, state, fresh, strict=True)]
@@ -175,6 +195,13 @@ def _load(builder: Any, bits: int, pointer: Any, at: Any) -> Any:
     # Byte alignment: inputs lie in files at any offset, and on current processors it costs nothing to say so.
     place = builder.bitcast(builder.gep(pointer, [at]), _integers(bits).as_pointer())
     return builder.load(place, align=1)
+
+
+def _add_at(builder: Any, address: Any, at: Any, term: Any) -> None:
+    """Add a vector to float64s in memory."""
+    first = builder.gep(builder.inttoptr(address, ir.DoubleType().as_pointer()), [at])
+    place = builder.bitcast(first, _REALS.as_pointer())
+    builder.store(builder.fadd(builder.load(place, align=8), term), place, align=8)
 
 
 def _spread(builder: Any, scalar: Any) -> Any:

@@ -19,7 +19,7 @@ CHANGE = tuple(field.name for field in dataclasses.fields(Change))
 BOUND = tuple(field.name for field in dataclasses.fields(ErrorBound))
 FAILURE = tuple(field.name for field in dataclasses.fields(Failure))
 FINDING = tuple(field.name for field in dataclasses.fields(Finding))
-MEMBERS = ("baseline", "candidate")  # of a finding: only there where it names members
+RARE = ("baseline", "candidate", "waived")  # of a finding: only there where it names members, or is waived
 _side, _change = attrgetter(*SIDE), attrgetter(*CHANGE)  # twice as fast as dataclasses.asdict on 100,000 tensors
 
 
@@ -51,7 +51,7 @@ def _failures(failures: tuple[Failure, ...], told: set[Failure]) -> Iterator[Rec
 
 
 def tensor(record: TensorRecord, pair: Mapping[str, Any]) -> Record:
-    """`reason`, `within_epsilon` and the bound are there only where there is something to say."""
+    """`candidate_name`, `reason`, `within_epsilon` and the bound are there only where there is something to say."""
     row: Record = {
         "kind": "tensor",
         **pair,
@@ -61,6 +61,8 @@ def tensor(record: TensorRecord, pair: Mapping[str, Any]) -> Record:
         "candidate": side(record.candidate),
         "change": dict(zip(CHANGE, _change(record.change), strict=True)) if record.change else None,
     }
+    if record.candidate_name is not None:
+        row["candidate_name"] = record.candidate_name
     if record.reason is not None:
         row["reason"] = record.reason
     if record.within_epsilon is not None:
@@ -87,9 +89,9 @@ def analysis_record(analysis: AnalysisRecord, about: Mapping[str, Any]) -> Recor
 
 
 def finding_record(finding: Finding) -> Record:
-    """The finding; members only where it names any."""
+    """The finding; members and a waiver only where it has any."""
     row = {key: getattr(finding, key) for key in FINDING}
-    return {key: value for key, value in row.items() if value is not None or key not in MEMBERS}
+    return {key: value for key, value in row.items() if value is not None or key not in RARE}
 
 
 def strict(value: Any) -> Any:

@@ -85,7 +85,8 @@ def _finding(finding: Finding) -> list[str]:
 
 
 def finding_entries(finding: Finding) -> list[str]:
-    """What it is about, its value against its threshold, and where that comes from."""
+    """What it is about, its value against its threshold, where that comes from, and why it is waived."""
     keys = ("tensor", "baseline", "candidate", "value", "threshold")
     found = [f"{key}={plain(value)}" for key in keys if (value := getattr(finding, key)) is not None]
-    return [*found, f"source={escape(finding.source)}"]
+    waived = [] if finding.waived is None else [f"waived={escape(finding.waived)}"]
+    return [*found, f"source={escape(finding.source)}", *waived]

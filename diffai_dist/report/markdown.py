@@ -82,9 +82,11 @@ def _pairs(seen: Overview) -> str:
 
 
 def _findings(seen: Overview) -> str:
+    waived = ("waived",) * any(one.finding.waived is not None for one in seen.findings)
+    columns = (*FINDING_COLUMNS, *waived)
     rows = ({**finding_record(one.finding), "analysis": one.analysis} for one in seen.findings)
-    cells = ([named(key, row[key])[1] if row.get(key) is not None else "" for key in FINDING_COLUMNS] for row in rows)
-    return section("Findings", FINDING_COLUMNS, cells, SWEEP_SHARE)
+    cells = ([named(key, row[key])[1] if row.get(key) is not None else "" for key in columns] for row in rows)
+    return section("Findings", columns, cells, SWEEP_SHARE)
 
 
 def _each_pair(sweep: Sweep, view: View, room: int, listed: bool) -> Iterator[str]:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from diffai_dist.errors import Failure
-from diffai_dist.records import CLOSED, Change, Member, Sweep
+from diffai_dist.records import CLOSED, SEVERITIES, Change, Member, Sweep
 from diffai_dist.report.columns import SHORTEST_NAME, cut, joined
 from diffai_dist.report.overview import Overview, Told
 from diffai_dist.report.pairs import by_severity, total_coverage
-from diffai_dist.report.tables import SEVERITIES, plain
+from diffai_dist.report.tables import plain
 from diffai_dist.report.wording import failure_entry, not_compared, relative
 from diffai_dist.terminal import cells, count, escape
 
@@ -69,12 +69,14 @@ def _named(members: Sequence[Member], noun: str) -> list[str]:
 def _findings(tonight: Overview, before: Overview | None, room: int, width: int | None) -> list[str]:
     if before is None:
         summary = f"findings: {by_severity(tonight.findings)}" if tonight.findings else "no findings"
-        return [summary, *_first([_finding("", one, width) for one in tonight.findings], room - 1)]
+        serious = [one for one in tonight.findings if one.finding.waived is None]
+        return [summary, *_first([_finding("", one, width) for one in serious], room - 1)]
     changes = _compare(tonight, before)
     parts = [f"{len(changes.new):,} new" + (f" ({by_severity(changes.new)})" if changes.new else "")]
     parts += [f"{len(changes.gone):,} gone"] * bool(changes.gone)
     parts += [f"{changes.known:,} as last night"] * bool(changes.known)
     parts += [f"{changes.unseen:,} of last night not looked for"] * bool(changes.unseen)
+    parts += [f"{changes.waived:,} waived"] * bool(changes.waived)
     lines = [_finding("new ", one, width) for one in changes.new]
     lines += [_finding("gone ", one, width) for one in changes.gone]
     return [f"findings: {', '.join(parts)}", *_first(lines, room - 1)]
@@ -88,10 +90,12 @@ class _Changes:
     gone: list[Told]
     known: int
     unseen: int  # last night's, about what was not looked at tonight
+    waived: int  # tonight's; those of either night are neither new nor gone
 
 
 def _compare(tonight: Overview, before: Overview) -> _Changes:
-    now, then = _keyed(tonight), _keyed(before)
+    every, then = _keyed(tonight), [both for both in _keyed(before) if both[1].finding.waived is None]
+    now = [both for both in every if both[1].finding.waived is None]
     worst = {key: _rank(one) for key, one in reversed(then)}
     opened = {member.url for member in tonight.sweep.members if member.format}
     unread = {failure.tensor for failure in tonight.sweep.failures} - {None}
@@ -100,10 +104,10 @@ def _compare(tonight: Overview, before: Overview) -> _Changes:
     left = {key.about for key, _ in then if key not in in_view}
     moved = {key for key, one in now if key not in worst and key.about in left and _at_start(one, tonight.sweep)}
     new = [one for key, one in now if key not in moved and _rank(one) < worst.get(key, len(SEVERITIES))]
-    told, kept = {key for key, _ in now}, {key.about for key in moved}
+    told, kept = {key for key, _ in every}, {key.about for key in moved}
     missing = [(key, one) for key, one in then if key not in told and (key in in_view or key.about not in kept)]
     gone = [one for key, one in missing if key in in_view and one.finding.tensor not in unread]
-    return _Changes(new, gone, len(now) - len(new), len(missing) - len(gone))
+    return _Changes(new, gone, len(now) - len(new), len(missing) - len(gone), len(every) - len(now))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from itertools import count
 
 from diffai_dist.analyses.sort_by_change import magnitude
 from diffai_dist.records import AnalysisRecord, Finding, PairSummary, Result, Side, Sweep, TensorRecord
-from diffai_dist.report.tables import SEVERITIES
+from diffai_dist.report.tables import gravity
 from diffai_dist.report.wording import non_finite
 
 TOP = 10  # tensors among those that moved most
@@ -37,7 +37,7 @@ class Overview:
     """A sweep, and what its results add up to; it holds none of them."""
 
     sweep: Sweep
-    findings: tuple[Told, ...]  # worst first
+    findings: tuple[Told, ...]  # worst first, what is waived last
     movers: tuple[Mover, ...]  # those of all pairs that moved most, largest first
     spoiled: tuple[int, ...]  # by pair: tensors in which non-finite values appeared
     within_epsilon: int
@@ -66,7 +66,7 @@ def overview(sweep: Sweep) -> Overview:
             newest_mover = own[0].record
     return Overview(
         sweep,
-        tuple(sorted(told, key=lambda one: SEVERITIES.index(one.finding.severity))),
+        tuple(sorted(told, key=lambda one: gravity(one.finding))),
         tuple(mover for _, _, mover in movers),
         tuple(spoiled),
         quiet,

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from diffai_dist.records import Coverage, PairSummary, Sweep
+from diffai_dist.records import SEVERITIES, Coverage, PairSummary, Sweep
 from diffai_dist.report.overview import Overview, Told
-from diffai_dist.report.tables import SEVERITIES
 from diffai_dist.report.wording import angle, covered_lines, relative
 from diffai_dist.terminal import count
 
@@ -70,9 +69,9 @@ def _verdict(sweep: Sweep, differ: int, tensors: int) -> str:
 
 
 def by_severity(told: Iterable[Told]) -> str:
-    """`1 critical, 2 high`."""
-    counts = Counter[str](one.finding.severity for one in told)
-    return ", ".join(f"{counts[severity]:,} {severity}" for severity in SEVERITIES if counts[severity])
+    """`1 critical, 2 high, 1 waived`."""
+    counts = Counter[str](one.finding.severity if one.finding.waived is None else "waived" for one in told)
+    return ", ".join(f"{counts[severity]:,} {severity}" for severity in (*SEVERITIES, "waived") if counts[severity])
 
 
 def total_coverage(sweep: Sweep) -> Coverage:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diffai_dist.records import Finding
+from diffai_dist.records import SEVERITIES, Finding
 from diffai_dist.report.wording import number, percent
 from diffai_dist.terminal import escape
 
@@ -15,7 +15,8 @@ Row = Mapping[str, Any]
 # Sums that scripts take from the JSON, and the coverage, which every output states anyway: shown with --verbose.
 DETAILS = ("d2", "coverage", "undecoded")
 
-SEVERITIES = ("critical", "high", "medium", "low", "info")
+
+RATIOS = ("compression", "compression_factor", "efficiency")  # of sizes: 0.25, not 0.2500
 
 
 def tables(result: Row, verbose: bool = False) -> list[tuple[str, Sequence[Row]]]:
@@ -105,12 +106,17 @@ def named(key: str, value: Any) -> tuple[str, str]:
     """A value with its name as people read them: fractions in percent, and `changed=31%` as in the lines of tensors."""
     if key.endswith("_fraction"):
         return "changed" if key == "changed_fraction" else escape(key), percent(value)
-    return escape(key), plain(value)
+    return escape(key), short(value) if key in RATIOS else plain(value)
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
-    """Findings by severity, otherwise in the order of the analysis."""
-    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+    """Findings by severity, what is waived last, otherwise in the order of the analysis."""
+    return sorted(findings, key=gravity)
+
+
+def gravity(finding: Finding) -> int:
+    """How far down a finding stands among others: what is waived counts less than anything."""
+    return len(SEVERITIES) if finding.waived is not None else SEVERITIES.index(finding.severity)
 
 
 def plain(value: Any) -> str:

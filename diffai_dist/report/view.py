@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffai_dist.analyses.sort_by_change import sort_by_change
-from diffai_dist.records import Result, Sweep, TensorRecord
+from diffai_dist.records import Result, Severity, Sweep, TensorRecord
 
 
 @dataclass(frozen=True)
@@ -14,17 +14,18 @@ class View:
     """What the reader asked to see. `width` None means no terminal: nothing is cut or wrapped."""
 
     show_identical: bool = False
-    sort_by_change: bool = False
+    sort_by: str | None = None  # out of sort_by_change.KEYS; None keeps the order of names
     show_tensors: bool = False  # of a sweep: the tensors of each pair, not only those that moved most; as does verbose
     width: int | None = None
     colour: bool = False
     verbose: bool = False
     previous: Sweep | None = None  # last night's run, for the first lines of a sweep
     notes: tuple[str, ...] = ()  # what was reused, for the same lines
+    failing: Severity = "medium"  # from which on a finding fails its case of JUnit
 
 
 def shown(result: Result, view: View) -> Sequence[TensorRecord]:
     """The tensors to show, in order; those that failed are told by their failures instead."""
     hidden = ("failed",) if view.show_identical else ("failed", "identical")
     records = [record for record in result.tensors if record.status not in hidden]
-    return sort_by_change(records) if view.sort_by_change else records
+    return sort_by_change(records, view.sort_by) if view.sort_by else records

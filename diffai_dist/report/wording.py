@@ -88,6 +88,8 @@ def entries(record: TensorRecord, verbose: bool = False) -> list[str]:
         found = _identical(record, candidate)
     else:
         found = _both(record, baseline, candidate, verbose)
+    if record.candidate_name is not None:
+        found.append(f"candidate_name={escape(record.candidate_name, 256)}")
     explained = record.reason is None or not (record.change is None or any(map(_UNDEFINED.search, found)))
     return found if explained else [*found, f"reason={escape(record.reason or '', 1024)}"]
 

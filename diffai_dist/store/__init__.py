@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -27,11 +27,11 @@ from diffai_dist.errors import DamagedStore, StoreError
 from diffai_dist.records import Measurements, Sweep
 from diffai_dist.rows import Rows
 from diffai_dist.run import Settings
-from diffai_dist.store import clean, measurements, query, status
+from diffai_dist.store import clean, details, measurements, query, status
 from diffai_dist.store.document import run_document
 from diffai_dist.store.finishing import marker_document, save_parts
 from diffai_dist.store.parts import AGAIN, Folder, dump, parse, parse_marker
-from diffai_dist.store.reading import load_sweep
+from diffai_dist.store.reading import load_document, load_sweep
 from diffai_dist.store.status import RunDetail, RunState
 from diffai_dist.store.tables import TABLES, all_tensors, tensor_table
 from diffai_dist.store.units import Publisher, read_units
@@ -110,6 +110,14 @@ class ReportStore(Folder):
         """Measurements of that name, by tensor name; None where there are none that verify."""
         return measurements.load_rows(self, key)
 
+    def details_key(self, role: str, members: Sequence[Checkpoint], settings: Settings, asked: Sequence[str]) -> str:
+        """The name of what some analyses need of a `member` or `pair`, out of partials.DETAILS."""
+        return measurements.measurement_key(details.role_of(role, asked), members, settings)
+
+    def load_details(self, key: str, role: str) -> Mapping[str, details.Tables] | None:
+        """Tables of that name, by tensor name; None where there are none that verify."""
+        return measurements.load_details(self, key, role)
+
     def finish(
         self,
         plan: Mapping[str, Any],
@@ -133,10 +141,11 @@ class ReportStore(Folder):
 
     def load(self, run: str) -> Sweep:
         """A finished run as it was, every part verified; the results of pairs are read when they are asked for."""
-        marker = self.marker(run)
-        if marker is None:
-            raise StoreError(f"run {run} is not finished: diffai-dist resume {run} --store {storage.redact(self.url)}")
-        return load_sweep(self, run, marker)
+        return load_sweep(self, run, self._marker(run))
+
+    def document(self, run: str) -> dict[str, Any]:
+        """The run document of a finished run."""
+        return load_document(self, run, self._marker(run))
 
     def resolve(self, run: str) -> str:
         """The id of a run given by id, by the beginning of one, or as `latest`. UsageError if that is no single run."""
@@ -161,6 +170,13 @@ class ReportStore(Folder):
     def query(self, sql: str) -> pyarrow.Table:
         """The answer to SQL over the tables of all finished runs."""
         return query.query(self, sql)
+
+    def _marker(self, run: str) -> dict[str, Any]:
+        """The marker of a run that is finished."""
+        marker = self.marker(run)
+        if marker is None:
+            raise StoreError(f"run {run} is not finished: diffai-dist resume {run} --store {storage.redact(self.url)}")
+        return marker
 
     def _no_worse(self, run: str, sweep: Sweep) -> dict[str, Any] | None:
         """The marker that is there, if its run could read all, or more than this one."""

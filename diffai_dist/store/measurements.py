@@ -11,7 +11,8 @@ import io
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from diffai_dist.opening import side_by_side
 from diffai_dist.partials import ALGORITHM, MOMENTS, SHIFT
 from diffai_dist.records import Measurements
 from diffai_dist.run import Settings
+from diffai_dist.store import details
 from diffai_dist.store.parts import AT_ONCE, Folder, Part
 from diffai_dist.store.tables import parquet, utf8
 
@@ -34,7 +36,7 @@ Rows = Mapping[str, Any]  # by tensor name: a row of MOMENTS or SHIFT
 
 
 def measurement_key(role: str, members: Sequence[Checkpoint], settings: Settings) -> str:
-    """Digest of what was measured; the role is `member` or `pair`."""
+    """Digest of what was measured; the role is `member` or `pair`, or says which details of one."""
     pinned = [[(one.url, one.size, one.version) for one in member.sources] for member in members]
     part = settings.digest_part()
     chosen = [part[key] for key in ("include", "exclude", "ignore_keys_regex")]
@@ -54,29 +56,72 @@ def load_rows(folder: Folder, key: str) -> Rows | None:
 
 def save_measurements(folder: Folder, measured: Measurements, settings: Settings) -> list[Part]:
     """Keep the members and pairs that were measured to the last element. Less helps no later run, nor do the products
-    of a group: the next night has another group."""
-    complete = [one for one in _complete(measured, settings) if one[1]]
-    return side_by_side(lambda one: _keep(folder, *one), complete, AT_ONCE)
+    of a group, or names that were matched in it: the next night has another group."""
+    if measured.comparison.matches:
+        return []
+    complete = [one for one in _complete(measured) if one.tensors]
+    parts = side_by_side(lambda one: _keep(folder, *_rows_of(measured, one, settings)), complete, AT_ONCE)
+    if measured.comparison.details:
+        parts += side_by_side(lambda one: _keep_details(folder, measured, one, settings), complete, AT_ONCE)
+    return parts
 
 
-def _complete(measured: Measurements, settings: Settings) -> Iterator[tuple[str, list[str], np.ndarray]]:
-    """What can be kept: keys with names and rows of the tensors that take part."""
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """A member or a pair that was measured to the last element: its index, and its tensors by index."""
+
+    role: Literal["member", "pair"]
+    index: int
+    members: tuple[Checkpoint, ...]
+    tensors: tuple[int, ...]
+
+
+def _complete(measured: Measurements) -> Iterator[_Whole]:
+    """What can be kept."""
     comparison = measured.comparison
     members = comparison.members
     whole = [i for i, member in enumerate(members) if _is_whole(measured, i) and _is_pinned(member)]
     for i in whole:
-        rows = [t for t, one in enumerate(comparison.aligned) if one.tensors[i]]
-        yield measurement_key("member", [members[i]], settings), *_chosen(measured, rows, measured.moments[:, i])
+        rows = (t for t, one in enumerate(comparison.aligned) if one.tensors[i])
+        yield _Whole("member", i, (members[i],), tuple(rows))
     for index, pair in enumerate(comparison.pairs):
-        rows = _comparable(measured, pair)
-        shifts = measured.shifts[:, index]
-        if {pair.baseline, pair.candidate} <= set(whole) and all(_counted(measured, t, pair, shifts) for t in rows):
-            key = measurement_key("pair", [members[pair.baseline], members[pair.candidate]], settings)
-            yield key, *_chosen(measured, rows, shifts)
+        comparable, shifts = tuple(_comparable(measured, pair)), measured.shifts[:, index]
+        sides = pair.baseline, pair.candidate
+        if set(sides) <= set(whole) and all(_counted(measured, t, pair, shifts) for t in comparable):
+            yield _Whole("pair", index, tuple(members[side] for side in sides), comparable)
 
 
-def _chosen(measured: Measurements, tensors: Sequence[int], rows: np.ndarray) -> tuple[list[str], np.ndarray]:
-    return [measured.comparison.aligned[t].name for t in tensors], rows[list(tensors)]
+def _names(measured: Measurements, one: _Whole) -> list[str]:
+    return [measured.comparison.aligned[t].name for t in one.tensors]
+
+
+def _rows_of(measured: Measurements, one: _Whole, settings: Settings) -> tuple[str, list[str], np.ndarray]:
+    rows = measured.moments if one.role == "member" else measured.shifts
+    key = measurement_key(one.role, one.members, settings)
+    return key, _names(measured, one), rows[list(one.tensors), one.index]
+
+
+def _keep_details(folder: Folder, measured: Measurements, one: _Whole, settings: Settings) -> Part:
+    """Publish them; what is there and verifies is published again, as measurements are."""
+    key = measurement_key(details.role_of(one.role, measured.comparison.details), one.members, settings)
+    names = _names(measured, one)
+    tables = [details.tables_of(measured.details, one.role, t, one.index) for t in one.tensors]
+    data = folder.fetch(_path(key))
+    there = None if data is None else details.unpacked(data, one.role, key)
+    if data is None or there is None:
+        return folder.put(_path(key), details.packed(names, tables, one.role, key))
+    if details.mark(list(there), list(there.values()), one.role, key) != details.mark(names, tables, one.role, key):
+        raise StoreError(_other_numbers(folder, key))
+    return folder.put(_path(key), data)
+
+
+def load_details(folder: Folder, key: str, role: str) -> Mapping[str, details.Tables] | None:
+    """The tables by tensor name; None where there are none, or none that verify."""
+    data = folder.fetch(_path(key))
+    found = None if data is None else details.unpacked(data, role, key)
+    if data is not None and found is None:
+        log.warning("%s is damaged; it is measured again", folder.name(_path(key)))
+    return found
 
 
 def _is_whole(measured: Measurements, member: int) -> bool:
@@ -116,11 +161,15 @@ def _keep(folder: Folder, key: str, names: list[str], rows: np.ndarray) -> Part:
     if data is None or there is None:
         return folder.put(path, _packed(names, rows, key))
     if _mark(*there, key) != _mark(names, rows, key):
-        raise StoreError(
-            f"non-deterministic result: {folder.name(path)} has other numbers than were measured now of the same "
-            "objects. Check that all machines run the same versions, and their memory; then remove the file"
-        )
+        raise StoreError(_other_numbers(folder, key))
     return folder.put(path, data)
+
+
+def _other_numbers(folder: Folder, key: str) -> str:
+    return (
+        f"non-deterministic result: {folder.name(_path(key))} has other numbers than were measured now of the same "
+        "objects. Check that all machines run the same versions, and their memory; then remove the file"
+    )
 
 
 def _path(key: str) -> str:

@@ -80,6 +80,7 @@ TABLES: Mapping[str, Columns] = {
         **_PAIR,
         "name": "string",
         "status": "string",
+        "candidate_name": "string",
         "reason": "string",
         "method": "string",
         "within_epsilon": "double",
@@ -174,7 +175,7 @@ def tensor_table(result: Result, run: str) -> pyarrow.Table:
         name: [value] * len(records)
         for name, value in (("run", run), ("baseline", result.baseline), ("candidate", result.candidate))
     }
-    columns |= _fields(records, ("name", "status", "reason", "within_epsilon"))
+    columns |= _fields(records, ("name", "status", "candidate_name", "reason", "within_epsilon"))
     columns |= _fields([record.change for record in records], CHANGE)
     bounds = [record.error_bound for record in records]
     columns |= {f"{name}_error": cells for name, cells in _fields(bounds, BOUND).items()}
@@ -213,6 +214,7 @@ def tensor_records(rows: pyarrow.Table) -> list[TensorRecord]:
         columns["reason"],
         columns["within_epsilon"],
         _made(ErrorBound, [columns[f"{name}_error"] for name in BOUND]),
+        columns.get("candidate_name", [None] * len(rows)),  # no such column in older stores
         strict=True,
     )
     return [TensorRecord(*row) for row in made]

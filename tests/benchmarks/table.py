@@ -83,6 +83,13 @@ def start_up(data: Path, runs: int) -> str:
     )
 
 
+def everything(data: Path, runs: int) -> str:
+    pair = write_pair(data / "bf16-1000000000", 1_000_000_000, 8, "BF16")
+    warm(pair)
+    every, alone = in_turn(runs, [*compare(pair), "--all"], compare(pair))
+    return f"2 × 1 GB BF16, `--all`, wall, against no analysis | {ratio(every, alone):.2f} | at most 2"
+
+
 def many_tensors(data: Path, runs: int) -> str:
     pair = write_pair(data / "many", 100_000 * 1024, 100_000, "F32")
     mine, script = in_turn(runs, compare(pair), [sys.executable, str(HERE / "plain_script.py"), *map(str, pair)])
@@ -110,6 +117,7 @@ ROWS: dict[str, Row] = {
     "s3": s3,
     "start": start_up,
     "many": many_tensors,
+    "all": everything,
     "sweep-f32": from_page_cache("F32"),
     "sweep-bf16": from_page_cache("BF16"),
     "sweep-s3-f32": from_s3("lean", "F32"),

@@ -1,0 +1,193 @@
+"""What a checkpoint's names and shapes tell of its architecture, and where each fact comes from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffai_dist.analyses.architecture_config import config_facts
+from diffai_dist.analyses.architecture_facts import NOTHING, Fact, Origin
+from diffai_dist.analyses.architecture_names import (
+    Group,
+    Shapes,
+    groups_of,
+    is_adapter,
+    lora_ranks,
+    stored_elements,
+)
+from diffai_dist.analyses.architecture_stack import stack_facts
+from diffai_dist.analyses.families import Family, family_of
+from diffai_dist.analyses.roles import role
+
+# Towers that serve a language model; a model that has nothing else is described by them.
+_TOWER = re.compile(r"vision|visual|image|sam_model|audio|clip|projector|(?:^|[._])(?:vit|mtp)(?:[._]|$)")
+_TOKENS = re.compile(r"word_embeddings?|embed_tokens|wte|tok_embeddings|token_embd|embed_in|shared|tokens?|embedding")
+_NO_TOKENS = re.compile(r"pos|type|patch|class|cls|query|rel_|time|norm|layernorm")
+_CLASSIFIERS = re.compile(r"(?:^|[./])(?:score|classifier|out_proj|qa_outputs|v(?:alue)?_head)(?:[./]|$)")
+
+_SPEAKING = ("decoder", "encoder-decoder", "hybrid", "state-space")  # kinds that give logits of tokens
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Blocks of one model that follow one another."""
+
+    path: str
+    family: Family | None
+    facts: Mapping[str, Fact]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The facts of the main stack and of the model as a whole, then every stack by itself."""
+
+    facts: Mapping[str, Fact]
+    stacks: tuple[Stack, ...]
+
+    def value(self, fact: str) -> Any:
+        """What is known of it; None for nothing."""
+        return self.facts.get(fact, NOTHING).value
+
+
+def describe(shapes: Shapes, config: Mapping[str, Any] | None = None) -> Architecture:
+    """Family, depth, widths, heads, experts and vocabulary from names, from shapes where they are known, and from the
+    configuration where neither tells.
+
+    >>> described = describe({"h.0.attn.c_attn.weight": (8, 24), "h.0.mlp.c_fc.weight": (8, 32), "wte.weight": (99, 8)})
+    >>> [described.value(fact) for fact in ("family", "depth", "hidden", "ffn", "vocab")]
+    ['gpt2', 1, 8, 32, 99]
+    """
+    groups = groups_of(shapes)
+    stacks = _stacks(groups)
+    main = _main(stacks, groups)
+    family = main.family if main else family_of(one.pattern for one in groups)
+    facts = {**_names(family, shapes), **(main.facts if main else {})}
+    facts |= _tokens(groups, family, facts)
+    told = config_facts(config or {})
+    for key in told:
+        if facts.get(key, NOTHING).value is None or key == "family":
+            facts[key] = told[key]
+    facts |= _heads_of_config(facts)
+    facts |= _parameters(shapes, groups, facts)
+    return Architecture(facts, tuple(stacks))
+
+
+def contradictions(architecture: Architecture, config: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Where the configuration says something else than names and shapes do, among what both must agree on."""
+    told = config_facts(config or {})
+    found = []
+    for key in ("depth", "hidden", "experts"):
+        own, other = architecture.facts.get(key, NOTHING), told.get(key, NOTHING)
+        if own.source in ("shape", "name") and None not in (own.value, other.value) and own.value != other.value:
+            found.append({"field": key, "value": own.value, "config": other.value})
+    return found
+
+
+def _stacks(groups: Sequence[Group]) -> list[Stack]:
+    """Numbered blocks that have parts of their own: what is numbered otherwise are the layers of a small network."""
+    paths = dict.fromkeys(one.stack for one in groups if one.stack is not None)
+    inside = {path: [one for one in groups if one.stack == path] for path in paths}
+    nested = {path for path in inside if any(re.search(r"[./]", one.part) for one in inside[path])}
+    outside = [one.pattern for one in groups if one.stack is None]
+    found = []
+    for path, own in inside.items():
+        if path in nested or not nested:
+            family = family_of([*(one.pattern for one in own), *outside])
+            found.append(Stack(path, family, stack_facts(own, family)))
+    return found
+
+
+def _main(stacks: Sequence[Stack], groups: Sequence[Group]) -> Stack | None:
+    """That of the language model, or the one with the most tensors."""
+    sizes = {stack.path: sum(one.count for one in groups if one.stack == stack.path) for stack in stacks}
+    return max(stacks, key=lambda one: (not _TOWER.search(one.path.lower()), sizes[one.path]), default=None)
+
+
+def _names(family: Family | None, shapes: Shapes) -> dict[str, Fact]:
+    adapter = is_adapter(shapes)
+    kind = "adapter" if adapter else family.kind if family else "convolution" if _is_convolution(shapes) else None
+    ranks = sorted(lora_ranks(shapes))
+    note = f"same names: {', '.join(family.also)}" if family and family.also else None
+    found = {
+        "family": Fact(family.name, "name", note) if family else NOTHING,
+        "layout": Fact(family.name, "name") if family else NOTHING,
+        "kind": Fact(kind, "shape" if kind == "convolution" else "name") if kind else NOTHING,
+    }
+    if adapter:
+        several = f"up to that; also {', '.join(map(str, ranks[:-1][:8]))}" if len(ranks) > 1 else None
+        found["lora_rank"] = Fact(ranks[-1], "shape", several) if ranks else NOTHING
+    return found
+
+
+def _is_convolution(shapes: Shapes) -> bool:
+    matrices = [len(shape) for shape in shapes.values() if shape and len(shape) >= 2]
+    return bool(matrices) and sum(rank in (4, 5) for rank in matrices) * 2 > len(matrices)
+
+
+def _tokens(groups: Sequence[Group], family: Family | None, facts: Mapping[str, Fact]) -> dict[str, Fact]:
+    embeddings = [one for one in groups if one.role == "embed" and one.weight and holds_tokens(one.pattern)]
+    known = [one.shape for one in embeddings if one.shape and len(one.shape) == 2]
+    found = {"vocab": Fact(max(known)[0], "shape") if known else NOTHING}
+    if facts.get("hidden", NOTHING).value is None and known:
+        found["hidden"] = Fact(max(known)[1], "shape", "width of the embedding")
+    if embeddings and family and family.kind in _SPEAKING and facts["kind"].value != "adapter":
+        found["tied"] = _tied(groups)
+    return found
+
+
+def holds_tokens(name: str) -> bool:
+    """Whether a tensor has a row for each token: an embedding of tokens, or the head.
+
+    >>> holds_tokens("model.embed_tokens.weight"), holds_tokens("lm_head.bias"), holds_tokens("wpe.weight")
+    (True, True, False)
+    """
+    kind, path = role(name), name.lower()
+    return kind == "head" or (kind == "embed" and bool(_TOKENS.search(path)) and not _NO_TOKENS.search(path))
+
+
+def _tied(groups: Sequence[Group]) -> Fact:
+    heads = [one.pattern for one in groups if one.role == "head" and not _TOWER.search(one.pattern.lower())]
+    if not heads:
+        return Fact(True, "name", "no head is stored")
+    if all(map(_CLASSIFIERS.search, heads)):
+        return Fact(None, None, "the head gives no logits of tokens")
+    return Fact(False, "name", "a head is stored beside the embedding")
+
+
+def _heads_of_config(facts: Mapping[str, Fact]) -> dict[str, Fact]:
+    """The size of a head where the number of heads is known from the configuration, or the other way round."""
+    q_dim, q_heads, size = (facts.get(key, NOTHING).value for key in ("q_dim", "q_heads", "head_dim"))
+    if size is None and q_dim and q_heads and q_dim % q_heads == 0:
+        size = q_dim // q_heads
+    if not size:
+        return {}
+    source: Origin = "shape" if facts.get("head_dim", NOTHING).source == "shape" else "config"
+    found = {"head_dim": Fact(size, source)}
+    for heads, width in (("q_heads", q_dim), ("kv_heads", facts.get("kv_dim", NOTHING).value)):
+        if width and width % size == 0:
+            found[heads] = Fact(width // size, source)
+    return found
+
+
+def _parameters(shapes: Shapes, groups: Iterable[Group], facts: Mapping[str, Fact]) -> dict[str, Fact]:
+    total = stored_elements(shapes)
+    if total is None:
+        reason = Fact(None, None, "not all shapes are known")
+        return {"params_total": reason, "params_active": reason}
+    experts, top_k = (facts.get(key, NOTHING).value for key in ("experts", "experts_per_token"))
+    found = {"params_total": Fact(total, "shape")}
+    if facts["kind"].value == "adapter":
+        return found
+    if not experts:
+        return found | {"params_active": Fact(total, "shape")}
+    if not isinstance(top_k, int) or not 0 < top_k <= experts:
+        return found | {"params_active": Fact(None, None, "only a config.json tells the experts per token")}
+    routed = sum(one.count * (one.elements or 0) for one in groups if is_routed(one))
+    return found | {"params_active": Fact(total - routed * (experts - top_k) // experts, "config")}
+
+
+def is_routed(group: Group) -> bool:
+    """Whether it is a part of experts that a router chooses among, each by itself or all in one tensor."""
+    return group.role == "expert" and "shared_expert" not in group.pattern

@@ -1,0 +1,149 @@
+"""Noise of many tensors as rows of a result: which lost most, block by block, and which codes they use."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from diffai_dist.analyses.noise import BITS, DIGITS, Narrowed, Noise, decibels
+from diffai_dist.analyses.roles import block
+from diffai_dist.analyses.scales import PACKED
+from diffai_dist.records import Measurements
+
+LISTED = 20  # rows of a table
+BLOCKS = 128
+NO_CODES = "codes were not counted: that takes the histogram of 8-bit tensors"
+
+# The largest magnitude of a grid, beyond which values are clipped.
+_ENDS = {"I8": 127, "U8": 255, "F8_E4M3": 448, "F8_E5M2": 57344, "F8_E4M3FNUZ": 240, "F8_E5M2FNUZ": 57344}
+
+
+def bits_per_weight(tensors: Sequence[Narrowed]) -> float | None:
+    elements = sum(one.after.elements for one in tensors)
+    return 8 * sum(one.nbytes for one in tensors) / elements if elements else None
+
+
+def effective_bits(peak: float, noise: float) -> float | None:
+    return max((math.log2(peak) - math.log2(3 * noise)) / 2, 0.0) if peak and noise else None
+
+
+def defined(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def worst_row(noise: Noise) -> tuple[int, float] | None:
+    """The row of a tensor of several axes that lost most, and its SQNR."""
+    import numpy as np
+
+    known = noise.rows_db is not None and len(noise.one.after.shape) > 1 and np.isfinite(noise.rows_db).any()
+    if not known or noise.rows_db is None:
+        return None
+    row = int(np.nanargmin(noise.rows_db))
+    return row, float(noise.rows_db[row])
+
+
+def worst_channel(known: Sequence[Noise]) -> dict[str, Any] | None:
+    found = [(worst[1], one.one.name, worst[0]) for one in known if (worst := worst_row(one))]
+    if not found:
+        return None
+    db, name, row = min(found)
+    return {"tensor": name, "row": row, "sqnr_db": db}
+
+
+def by_block(known: Sequence[Noise]) -> list[float | None]:
+    blocks: dict[str, list[Noise]] = {}
+    for one in known:
+        blocks.setdefault(block(one.one.name), []).append(one)
+    sums = [
+        (math.fsum(one.signal for one in group), math.fsum(one.noise for one in group)) for group in blocks.values()
+    ]
+    return [defined(decibels(signal, noise)) for signal, noise in sums[:128]]
+
+
+def conversions(chosen: Sequence[Narrowed]) -> list[dict[str, Any]]:
+    counts = Counter((one.before.dtype, one.after.dtype, _scheme(one)) for one in chosen)
+    keys = ("from", "to", "scale", "tensors")
+    return [dict(zip(keys, (*kind, number), strict=True)) for kind, number in sorted(counts.items())[:LISTED]]
+
+
+def _scheme(one: Narrowed) -> str:
+    if one.scale is None:
+        return "none"
+    if one.scale.values is None:
+        return one.scale.reason or ""
+    return "tensor" if one.scale.values.size == 1 else "row"
+
+
+def ranking(known: Sequence[Noise], codes: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that lost most first; ties by name."""
+    total = math.fsum(one.noise for one in known)
+    lossy = sorted((one for one in known if one.noise), key=lambda one: (one.db, one.one.name))
+    return [_row(one, total, codes.get(one.one.index)) for one in lossy[:LISTED]]
+
+
+def _row(one: Noise, total: float, codes: dict[str, Any] | None) -> dict[str, Any]:
+    counted = codes or {}
+    return {
+        "tensor": one.one.name,
+        "sqnr_db": one.db,
+        "theory_db": decibels(one.signal, one.theory),
+        "shortfall_db": one.shortfall,
+        **_channels(one),
+        "enob": effective_bits(one.peak, one.noise),
+        "bits_per_weight": bits_per_weight([one.one]),
+        "noise_share": one.noise / total,
+        "clipped_fraction": counted["clipped"] / counted["codes"] if counted else None,
+        "used_codes": counted.get("used"),
+        "entropy_bits": counted.get("entropy_bits"),
+    }
+
+
+def _channels(one: Noise) -> dict[str, Any]:
+    """Quantiles over rows that are not 0; rows that lost nothing are infinitely good, and null."""
+    import numpy as np
+
+    names = {"worst_row_db": 0.0, "row_p5_db": 0.05, "median_row_db": 0.5}
+    if one.rows_db is None or len(one.one.after.shape) < 2:
+        return dict.fromkeys(names)
+    known = np.sort(one.rows_db[~np.isnan(one.rows_db)])
+    return {name: defined(known[int(part * (known.size - 1))]) if known.size else None for name, part in names.items()}
+
+
+def code_counts(measured: Measurements, pair_index: int, one: Narrowed) -> dict[str, Any] | None:
+    """Counts of the codes of an 8-bit tensor, from a histogram whose bins are exact for them."""
+    import numpy as np
+
+    candidate = measured.comparison.pairs[pair_index].candidate
+    histogram = measured.details.histograms.get((one.index, candidate))
+    if histogram is None or one.after.dtype not in _ENDS or not histogram.size:
+        return None
+    values = (histogram["bin"].astype(np.uint32) << np.uint32(16)).view(np.float32)
+    counts = histogram["count"].astype(np.float64)
+    shares = counts / counts.sum()
+    return {
+        "codes": int(counts.sum()),
+        "clipped": int(counts[np.abs(values) >= _ENDS[one.after.dtype]].sum()),
+        "used": int(histogram.size),
+        "entropy_bits": float(-(shares * np.log2(shares)).sum()),
+    }
+
+
+def clipped(codes: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+    total = sum(one["codes"] for one in codes.values())
+    clipped = sum(one["clipped"] for one in codes.values())
+    return {"clipped_fraction": clipped / total if total else None, "clip_reason": None if total else NO_CODES}
+
+
+def packed(measured: Measurements, pair_index: int) -> Iterator[tuple[str, str]]:
+    """Codes whose names or shapes say that they are packed."""
+    pair = measured.comparison.pairs[pair_index]
+    for one in measured.comparison.aligned:
+        before, after = one.tensors[pair.baseline], one.tensors[pair.candidate]
+        if before is None and after is not None:
+            scheme = next((kind for last, kind in PACKED.items() if one.name.endswith((f".{last}", f"_{last}"))), None)
+            if scheme:
+                yield one.name, f"packed codes ({scheme})"
+        elif before and after and before.dtype in DIGITS and after.dtype in BITS and before.shape != after.shape:
+            yield one.name, f"packed codes: {after.dtype} of another shape"

@@ -1,0 +1,172 @@
+"""What each analysis is, needs and costs, from what its class says; and what became of names that there are no more."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from diffai_dist.analyses import ANALYSES, SERIES
+from diffai_dist.analyses.ancestor import ELSEWHERE, REFUSED, refusal
+from diffai_dist.analyses.base import Explained, thresholds
+from diffai_dist.errors import UsageError
+from diffai_dist.listing import table
+from diffai_dist.terminal import cells, escape
+
+KINDS = {
+    "H": "headers and small files alone",
+    "1": "checkpoints one by one",
+    "2": "a pair",
+    "N": "a series of checkpoints in their order; two are one, too",
+}
+
+# Time of a comparison of two 1 GB BF16 files with the partial, over that of one without; README, Performance.
+FACTORS: Mapping[str, float] = {}
+
+LISTED = ("name", "flag", "class", "cost", "in_all", "summary")  # of an analysis, in the list of all
+
+Document = dict[str, Any]
+
+
+def every_analysis() -> dict[str, type[Explained]]:
+    """All analyses by name: of pairs, then of headers, single checkpoints and series."""
+    return {**ANALYSES, **SERIES}
+
+
+def summary(kind: type[Explained]) -> str:
+    """Its first line of help."""
+    return inspect.getdoc(kind).splitlines()[0]  # type: ignore[union-attr] # a test says that each has one
+
+
+def cost(kind: type[Explained]) -> str:
+    """In a word: reads nothing, same pass, or own partials in that pass."""
+    return "reads nothing" if kind.kind == "H" else "own partials" if kind.partials else "same pass"
+
+
+def analyses_list(output: str) -> Iterator[str]:
+    """Every analysis in a line, as a table or JSON."""
+    kinds = every_analysis()
+    if output == "json":
+        rows = [{key: _analysis(kind)[key] for key in LISTED} for kind in kinds.values()]
+        yield json.dumps(rows, indent=1) + "\n"
+        return
+    lines = [
+        (name, kind.kind, cost(kind), "yes" if kind.in_all else "no", summary(kind)) for name, kind in kinds.items()
+    ]
+    yield from table(("name", "class", "cost", "--all", "answers"), lines)
+    yield "\n"
+    yield from (f"{letter}: {meaning}\n" for letter, meaning in KINDS.items())
+
+
+def explained(name: str) -> Document:
+    """What there is to say of an analysis, its flag, a rule, or a name of the ancestor; UsageError for any other."""
+    kinds = every_analysis()
+    key = name.strip().lower().lstrip("-").replace("-", "_")
+    by_flag = {kind.flag.lstrip("-").replace("-", "_"): one for one, kind in kinds.items()}
+    if (found := key if key in kinds else by_flag.get(key)) is not None:
+        return _analysis(kinds[found])
+    rule = key.replace("_", "-")
+    if tests := {one: kind.rules[rule] for one, kind in kinds.items() if rule in kind.rules}:
+        return {"kind": "rule", "name": rule, "analyses": tests}
+    if key in REFUSED:
+        reason, nearest = REFUSED[key]
+        return {"kind": "refused", "name": key, "reason": reason, "nearest": list(nearest)}
+    if key in ELSEWHERE:
+        return {"kind": "elsewhere", "name": key, "instead": ELSEWHERE[key]}
+    raise UsageError(f"no analysis or rule {escape(name)!r}{_meant(key, rule, kinds)}; diffai-dist analyses lists all")
+
+
+def _meant(key: str, rule: str, kinds: Mapping[str, type[Explained]]) -> str:
+    names = [*kinds, *REFUSED, *ELSEWHERE]
+    near = difflib.get_close_matches(key[:100], names, 1) or difflib.get_close_matches(
+        rule[:100], [one for kind in kinds.values() for one in kind.rules], 1
+    )
+    return f": did you mean {near[0]}?" if near else ""
+
+
+def _analysis(kind: type[Explained]) -> Document:
+    _, _, definition = inspect.getdoc(kind).partition("\n")  # type: ignore[union-attr] # as above
+    return {
+        "kind": "analysis",
+        "name": kind.name,
+        "flag": kind.flag,
+        "class": kind.kind,
+        "in_all": kind.in_all,
+        "summary": summary(kind),
+        "definition": " ".join(definition.split()),
+        "cost": cost(kind),
+        "partials": {partial: FACTORS.get(partial) for partial in kind.partials},
+        "result": dict(kind.result),
+        "rules": dict(kind.rules),
+        "thresholds": {
+            name: {"default": field.default, "help": field.metadata["help"], "source": field.metadata["source"]}
+            for name, field in thresholds(kind).items()
+        },
+        "sources": list(kind.sources),
+    }
+
+
+def explanation(document: Document, output: str, width: int | None = None) -> Iterator[str]:
+    """The document as text for people, or as JSON."""
+    if output == "json":
+        yield json.dumps(document, indent=1) + "\n"
+    elif document["kind"] == "analysis":
+        yield from _analysis_text(document, width or 100)
+    else:
+        yield from _wrapped(_other_text(document), width or 100)
+
+
+def _analysis_text(document: Document, width: int) -> Iterator[str]:
+    yield f"{document['name']}  {document['flag']}\n"
+    yield from _wrapped([document["summary"], document["definition"]], width)
+    facts = {
+        "about": KINDS[document["class"]],
+        "cost": _cost_text(document),
+        "--all": "asks for it" if document["in_all"] else "does not ask for it",
+    }
+    limits = {
+        f"{name} = {one['default']}": f"{one['help']} ({one['source']})" for name, one in document["thresholds"].items()
+    }
+    for title, found in (("", facts), ("Fields", document["result"]), ("Rules", document["rules"])):
+        yield from _entries(title, found, width)
+    yield from _entries("Thresholds", limits, width)
+    yield "\nSources\n"
+    for source in document["sources"]:
+        yield textwrap.fill(source, width, initial_indent="  ", subsequent_indent="    ") + "\n"
+
+
+def _cost_text(document: Document) -> str:
+    measured = [
+        partial if factor is None else f"{partial} ({factor:.3g} × the time of a comparison without)"
+        for partial, factor in document["partials"].items()
+    ]
+    return f"{document['cost']}: {', '.join(measured)}" if measured else document["cost"]
+
+
+def _other_text(document: Document) -> list[str]:
+    name = document["name"]
+    if document["kind"] == "rule":
+        return [f"{name}, a rule of {one}: {test}" for one, test in document["analyses"].items()]
+    flag = f"--{name.replace('_', '-')}"
+    return [refusal(name) if document["kind"] == "refused" else f"{flag}: {document['instead']}"]
+
+
+def _entries(title: str, found: Mapping[str, str], width: int) -> Iterator[str]:
+    """Names and what they mean, in two columns."""
+    if not found:
+        return
+    yield f"\n{title}\n" if title else "\n"
+    indent = "  " if title else ""
+    room = min(max(map(cells, found)), 28)
+    for name, meaning in found.items():
+        start = f"{indent}{name}{' ' * (room - cells(name))}  "
+        rest = " " * (len(indent) + room + 2)
+        yield textwrap.fill(meaning, max(width, 60), initial_indent=start, subsequent_indent=rest) + "\n"
+
+
+def _wrapped(paragraphs: Sequence[str], width: int) -> Iterator[str]:
+    for paragraph in filter(None, paragraphs):
+        yield textwrap.fill(paragraph, max(width, 40)) + "\n"

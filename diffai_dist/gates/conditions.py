@@ -1,0 +1,83 @@
+"""What --fail-on names: severities of findings, and states of a run that count whether or not an analysis was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from diffai_dist.gates.limits import pair_text
+from diffai_dist.records import SEVERITIES, AnalysisRecord, PairSummary, Severity, Sweep
+
+# Worst first: what was not measured, or is no number, may hide anything.
+ORDER = ("critical", "unreadable", "nan", "high", "missing", "medium", "changed", "low", "info")
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """Something that a gate does not let pass. Names are as they came: escape them."""
+
+    condition: str  # out of ORDER
+    what: str
+    where: tuple[str, ...] = ()  # pair and tensor, as far as it has them
+
+
+def states(sweep: Sweep, condition: str) -> Iterator[Met]:
+    """What meets a condition that is no severity."""
+    yield from _STATES[condition](sweep)
+
+
+def severe(sweep: Sweep, least: Severity | None, least_of_policy: Severity | None) -> Iterator[Met]:
+    """Findings at least so severe that are not waived, of the series and of each pair; None for none."""
+    for analysis in sweep.analyses:
+        yield from _findings(analysis, least_of_policy if analysis.name == "policy" else least, "")
+    for result in sweep.results:
+        about = "" if sweep.mode is None else pair_text(result.baseline, result.candidate)
+        for analysis in result.analyses:
+            yield from _findings(analysis, least_of_policy if analysis.name == "policy" else least, about)
+
+
+def _findings(analysis: AnalysisRecord, least: Severity | None, pair: str) -> Iterator[Met]:
+    counting = SEVERITIES[: SEVERITIES.index(least) + 1] if least else ()
+    for one in analysis.findings:
+        if one.severity in counting and one.waived is None:
+            places = pair_text(one.baseline, one.candidate) or pair, one.tensor
+            values = (("value", one.value), ("threshold", one.threshold))
+            told = [one.rule, *(f"{name}={value}" for name, value in values if value is not None)]
+            yield Met(one.severity, ", ".join(told), tuple(place for place in places if place))
+
+
+def _changed(sweep: Sweep) -> Iterator[Met]:
+    for pair in sweep.pairs:
+        counts = {status: number for status, number in pair.statuses.items() if status not in ("identical", "failed")}
+        if any(counts.values()):
+            yield Met("changed", ", ".join(f"{number} {status}" for status, number in counts.items()), _where(pair))
+
+
+def _missing(sweep: Sweep) -> Iterator[Met]:
+    for pair in sweep.pairs:
+        if removed := pair.statuses.get("removed"):
+            yield Met("missing", f"{removed} of the baseline", _where(pair))
+
+
+def _nan(sweep: Sweep) -> Iterator[Met]:
+    for pair, result in zip(sweep.pairs, sweep.results, strict=True):
+        for record in result.tensors:
+            if record.candidate and record.candidate.nans:
+                yield Met("nan", f"{record.candidate.nans} in the candidate", (*_where(pair), record.name))
+
+
+def _unreadable(sweep: Sweep) -> Iterator[Met]:
+    for failure in sweep.failures:
+        yield Met("unreadable", failure.sentence())
+
+
+def _where(pair: PairSummary) -> tuple[str, ...]:
+    return (pair_text(pair.baseline, pair.candidate),)
+
+
+_STATES: Mapping[str, Callable[[Sweep], Iterator[Met]]] = {
+    "changed": _changed,
+    "missing": _missing,
+    "nan": _nan,
+    "unreadable": _unreadable,
+}
