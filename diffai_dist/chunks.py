@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from diffai_dist import storage
-from diffai_dist.checkpoint import Span
+from diffai_dist.checkpoint import Span, Tensor
 from diffai_dist.details import DetailTables
 from diffai_dist.errors import Failure
 from diffai_dist.plan import Unit
@@ -40,8 +40,12 @@ class Piece:
 class Chunk:
     """Pieces whose bytes fit the arena together."""
 
-    def __init__(self, unit: Unit, failures: Mapping[tuple[int, int], Failure]) -> None:
+    def __init__(
+        self, unit: Unit, failures: Mapping[tuple[int, int], Failure], wholes: dict[tuple[Span, ...], np.ndarray]
+    ) -> None:
         self.unit = unit
+        self.wholes = wholes  # bytes of tensors that cannot be split, kept from chunk to chunk
+        self.cuts: list[tuple[int, Tensor, int, int]] = []  # place in the arena, tensor, elements [first, stop)
         self.failures = failures  # members that are left out
         self.pieces: list[Piece] = []
         self.bits: list[list[int]] = []
@@ -53,6 +57,7 @@ class Chunk:
         """Place a piece's bytes; False where they no longer fit."""
         bits, codes = [], []
         marks = [(region.used, len(region.reads), region.reads[-1:]) for region in self.regions]
+        uncut = len(self.cuts)
         shared: dict[tuple[Source, int], int] = {}
         tensors = self.unit.subtrees[piece.subtree].tensors
         for member, (region, tensor) in enumerate(zip(self.regions, tensors, strict=True)):
@@ -61,14 +66,11 @@ class Chunk:
                 codes.append(-1)
                 continue
             scheme = SCHEMES[tensor.scheme]
-            (span,) = scheme.spans(tensor, piece.first, piece.stop)
-            offset = shared.get((span.source, span.start))
+            offset = self._cut(region, tensor, piece) if scheme.whole else _place(region, tensor, piece, shared)
             if offset is None:
-                offset = region.place(span, storage.chunk_bytes(span.source))
-                if offset is None:
-                    self._undo(marks)
-                    return False
-                shared[span.source, span.start] = offset
+                self._undo(marks)
+                del self.cuts[uncut:]
+                return False
             bits.append(offset * 8 + scheme.lead_bits(tensor, piece.first))
             codes.append(tensor.decoder.code)
         if max(bits) < 0:
@@ -77,6 +79,16 @@ class Chunk:
         self.bits.append(bits)
         self.codes.append(codes)
         return True
+
+    def _cut(self, region: _Region, tensor: Tensor, piece: Piece) -> int | None:
+        """Room for a run of a tensor that is read as a whole; None where the region is full."""
+        size = (piece.stop - piece.first) * tensor.decoder.bits // 8
+        if region.used + size > region.size:
+            return None
+        offset = region.start + region.used
+        region.used += size
+        self.cuts.append((offset, tensor, piece.first, piece.stop))
+        return offset
 
     def _undo(self, marks: Sequence[tuple[int, int, list[tuple[Source, int, int]]]]) -> None:
         for region, (used, count, last) in zip(self.regions, marks, strict=True):
@@ -94,6 +106,25 @@ class Chunk:
             for (source, first, last), place in zip(region.reads, region.places, strict=True)
         ]
         storage.fill(reads, self.unit.profile)
+        self._fill_wholes()
+        for place, tensor, first, stop in self.cuts:
+            part = SCHEMES[tensor.scheme].cut(tensor, self.wholes[tensor.spans], first, stop)
+            arena[place : place + part.size] = part
+
+    def _fill_wholes(self) -> None:
+        """Read tensors of which any run needs all bytes, but for those that are there; forget the others."""
+        needed = {tensor.spans: tensor.nbytes for _, tensor, _, _ in self.cuts}
+        for spans in self.wholes.keys() - needed.keys():
+            del self.wholes[spans]
+        for spans, nbytes in needed.items():
+            if spans not in self.wholes:
+                data, start, reads = np.empty(nbytes, np.uint8), 0, []
+                for span in spans:
+                    size = span.stop - span.start
+                    reads.append(storage.Read(span.source, span.start, data[start : start + size]))
+                    start += size
+                storage.fill(reads, self.unit.profile)
+                self.wholes[spans] = data
 
     def measure(
         self, moments: np.ndarray, shifts: np.ndarray, grams: np.ndarray | None, details: DetailTables | None
@@ -109,6 +140,17 @@ class Chunk:
         kernels.measure(arena, slots, base, count, bits, codes, pairs, moments, shifts, self.unit.anchor, grams)
         if details is not None:
             details.measure(arena, pieces, bits, codes, pairs)
+
+
+def _place(region: _Region, tensor: Tensor, piece: Piece, shared: dict[tuple[Source, int], int]) -> int | None:
+    """Room for the bytes of a run, or where another member's of the same place lie; None if the region is full."""
+    (span,) = SCHEMES[tensor.scheme].spans(tensor, piece.first, piece.stop)
+    offset = shared.get((span.source, span.start))
+    if offset is None:
+        offset = region.place(span, storage.chunk_bytes(span.source))
+        if offset is not None:
+            shared[span.source, span.start] = offset
+    return offset
 
 
 @dataclass(slots=True)

@@ -9,7 +9,10 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from diffai_dist import storage
+from diffai_dist.checkpoint import Span
 from diffai_dist.chunks import Chunk, Piece
 from diffai_dist.details import DetailTables
 from diffai_dist.errors import CheckpointError, Failure, SourceChanged
@@ -56,12 +59,13 @@ class _Task:
         self.shifts = empty(SHIFT, (self.slots[-1], len(unit.pairs)))
         self.grams = empty_gram(self.slots[-1], unit.members) if unit.anchor >= 0 else None
         self.details = DetailTables(unit, self.slots) if unit.details else None
+        self.wholes: dict[tuple[Span, ...], np.ndarray] = {}
         self.failures: dict[tuple[int, int], Failure] = {}
         self.changed: dict[Source, Failure] = {}
 
     def run(self) -> None:
         """Fill the arena with pieces until it is full, measure them, and begin again."""
-        chunk = Chunk(self.unit, self.failures)
+        chunk = Chunk(self.unit, self.failures, self.wholes)
         for piece in self.pieces():
             if not chunk.add(piece):
                 self.flush(chunk)
@@ -70,7 +74,7 @@ class _Task:
 
     def chunk_of(self, piece: Piece) -> Chunk:
         """A chunk that holds nothing else yet."""
-        chunk = Chunk(self.unit, self.failures)
+        chunk = Chunk(self.unit, self.failures, self.wholes)
         if not chunk.add(piece):
             raise AssertionError(f"an arena of {self.unit.arena} bytes does not hold a piece of each member")
         return chunk
