@@ -47,6 +47,29 @@ def compared(
 # What maps do
 
 
+def test_matrices_are_compared_as_declared_transposes(tmp_path: Path) -> None:
+    before = {"layers.0.w": noise(5, 3), "layers.1.w": noise(5, 3, seed=1), "square": noise(4, 4), "b": noise(4)}
+    after = {"h.0.w": before["layers.0.w"].T, "h.1.w": before["layers.1.w"].T + 1, "square": before["square"].T}
+    text = "rename: [{old: h.*.w, new: layers.*.w, transposed: true}, {old: square, new: square, transposed: true}]"
+    assert compared(tmp_path, before, after | {"b": noise(4)}, text) == {
+        "layers.0.w": ("identical", "h.0.w"),
+        "layers.1.w": ("changed", "h.1.w"),
+        "square": ("identical", None),
+        "b": ("identical", None),
+    }
+
+
+def test_a_transpose_is_not_taken_for_what_was_stored_as_it_is(tmp_path: Path) -> None:
+    """Measurements of an earlier night are of the matrix, not of its transpose."""
+    w = noise(4, 4)
+    store, text = str(tmp_path / "store"), "rename: [{old: w, new: w, transposed: true}]"
+    paths = pair(tmp_path, {"w": w}, {"w": w.T})
+    assert compare(*paths, store=store).result.tensors[0].status == "changed"
+    turned = compare(*paths, store=store, map=saved(tmp_path, text))
+    assert turned.result.tensors[0].status == "identical"
+    assert compare(*paths, store=store).result.tensors[0].status == "changed"
+
+
 def test_renames_by_glob_and_by_regular_expression(tmp_path: Path) -> None:
     before = {"layers.0.q.w": noise(3), "layers.1.q.w": noise(4), "norm": noise(5), "same": noise(2)}
     after = {"h.0.attn.q": noise(3), "h.1.attn.q": noise(4) + 1, "ln-5": noise(5), "same": noise(2)}
@@ -170,8 +193,7 @@ def test_parts_of_a_file_that_is_fused_in_both_are_left_whole(tmp_path: Path) ->
         ("fused: [{name: a.*, parts: [b]}]", "'a.*' and 'b' do not have as many *"),
         ("fused: [{name: a, parts: ['b.{}'], interleaved: 2}]", "not both"),
         ("fused: [{name: a, parts: [b], interleaved: two}]", "interleaved wants a whole number, found the text 'two'"),
-        ("rename: [{old: a, new: b, transpose: true}]", "a map cannot transpose"),
-        ("transposed: [a]", "a map cannot transpose"),
+        ("rename: [{old: a, new: b, transpose: true}]", "unknown key 'transpose' (did you mean 'transposed'?)"),
         ("- a", "a map is made of `rename:` and `fused:`"),
         ("rename: [", "names.yaml:1:10: not YAML"),
         ("rename: !!python/object:os.system []", "is refused"),
@@ -190,6 +212,7 @@ def test_a_wrong_map_is_said_with_its_place(tmp_path: Path, text: str, said: str
         ("rename: [{old: nope, new: a}]", "'nope' to 'a' is about no tensor of any checkpoint"),
         ("rename: [{old: both, new: kq}]", "'both' becomes 'kq', but so is another tensor called"),
         ("rename: [{old: '(both|kq)', new: x, regex: true}]", "becomes 'x', but so is another"),
+        ("rename: [{old: vector, new: k2, transposed: true}]", "'vector' cannot be transposed: it is no matrix"),
         ("fused: [{name: nope, parts: [k, q]}]", "'nope' of 'k', 'q' is about no tensor"),
         ("fused: [{name: kq, parts: [k, v]}]", "no checkpoint has all parts of 'kq', some have 'k'"),
         ("fused: [{name: kq, parts: [k]}]", "'kq' is not made of 'k': the parts have 15 elements, it has 45"),
@@ -201,7 +224,8 @@ def test_a_map_that_does_not_fit_is_refused(tmp_path: Path, text: str, said: str
     fine = {"k": noise(3, 5), "q": noise(6, 5)}
     whole = {"kq": np.concatenate([fine["k"], fine["q"]])}
     with pytest.raises(UsageError) as error:
-        compared(tmp_path, fine | {"odd": noise(9, 5)}, whole | {"both": whole["kq"], "odd": noise(9, 5)}, text)
+        others = {"both": whole["kq"], "odd": noise(9, 5), "vector": noise(9)}
+        compared(tmp_path, fine | {"odd": noise(9, 5)}, whole | others, text)
     assert said in str(error.value)
 
 
@@ -211,6 +235,26 @@ def test_a_map_that_is_not_there_is_said(tmp_path: Path) -> None:
 
 
 # Where maps come from
+
+
+def test_the_example_is_a_map_that_does_what_it_says(tmp_path: Path) -> None:
+    before = {f"model.layers.0.self_attn.{n}_proj.weight": noise(4, 6, seed=ord(n)) for n in "qkv"}
+    q, k, v = (array.reshape(2, 2, 6) for array in before.values())
+    before["model.norm.weight"] = noise(6)
+    experts = [[noise(5, 6, seed=e), noise(5, 6, seed=9 + e)] for e in range(3)]
+    for e, halves in enumerate(experts):
+        before |= {
+            f"model.layers.0.mlp.experts.{e}.{n}_proj.weight": x for n, x in zip(("gate", "up"), halves, strict=True)
+        }
+    after = {
+        "decoder.layers.0.self_attention.linear_qkv.weight": np.concatenate([q, k, v], axis=1).reshape(12, 6),
+        "decoder.final_norm.weight": noise(6),
+        "model.layers.0.mlp.experts.gate_up_proj": np.stack([np.concatenate(halves) for halves in experts]),
+        "decoder.layers.0.mlp.linear_fc2.weight": noise(6, 7).T,
+    }
+    before["model.layers.0.mlp.down_proj.weight"] = noise(6, 7)
+    report = compare(*pair(tmp_path, before, after), map=str(Path(__file__).parents[1] / "configs" / "names.yaml"))
+    assert report.result.statuses == {"identical": 14}
 
 
 def test_a_map_decides_the_run_and_is_kept_with_it() -> None:
@@ -247,7 +291,7 @@ def test_a_configuration_names_a_map_beside_it(tmp_path: Path) -> None:
     assert [result.tensors[0].candidate_name for result in report.sweep.results] == ["h.0.w", "h.0.w"]
     kept = open_store(str(tmp_path / "store"), Profile())
     assert kept.plan(report.id)["settings"]["matching"]["renames"] == [
-        {"old": "h.*", "new": "layers.*", "regex": False}
+        {"old": "h.*", "new": "layers.*", "regex": False, "transposed": False}
     ]
     again = kept.load(report.id)
     assert [result.tensors for result in again.results] == [result.tensors for result in report.sweep.results]

@@ -22,7 +22,7 @@ from diffai_dist.checkpoint import Checkpoint, Span, Tensor
 from diffai_dist.comparison import Comparison, Pair, Selection, compare_members
 from diffai_dist.errors import Failure
 from diffai_dist.judging import tensor_records
-from diffai_dist.matching import Matching, match_members
+from diffai_dist.matching import Matching, match_members, pairing
 from diffai_dist.matching.names import canonical
 from diffai_dist.matching.pairing import paired
 from diffai_dist.matching.parts import Fusion, fusion
@@ -183,6 +183,13 @@ def test_what_is_nearly_alike_is_assigned_if_nothing_else_is() -> None:
     assert len(matched(own, {name.replace("mixer", "memory"): shape for name, shape in own.items()}).aligned) == 6
 
 
+@pytest.mark.parametrize(("more", "found"), [(-1e-9, True), (0, True), (1e-9, False)])
+def test_how_alike_names_must_be_is_a_limit(monkeypatch: pytest.MonkeyPatch, more: float, found: bool) -> None:
+    monkeypatch.setattr(pairing, "LIKE", 2 * 6 / 13 + more)  # six letters of seven and six are the same
+    assert len(matched({"x.mixing.table": (4,)}, {"x.mixin.table": (4,)}).aligned) == 2  # 10 of 11: below
+    assert len(matched({"x.mixings.table": (4,)}, {"x.mixing.table": (4,)}).aligned) == (1 if found else 2)
+
+
 def test_blocks_that_are_not_the_same_are_not_assigned() -> None:
     own = {f"stack.{i}.mixer.in_projection.table": (4,) for i in range(3)}
     other = {f"stack.{i}.mixer.in_projections.table": (4,) for i in range(4)}
@@ -273,6 +280,26 @@ def test_fused_tensors_are_compared_as_their_parts(turned: bool) -> None:
     }
     assert all(one.tensors[0] and one.tensors[1] for one in comparison.aligned)
     assert comparison.members[0].tensors.keys() == (fused if turned else ATTENTION).keys()
+
+
+def test_biases_are_fused_like_weights() -> None:
+    biases = {name.replace("weight", "bias"): shape[:1] for name, shape in ATTENTION.items()}
+    found = names(matched(ATTENTION | biases, {"layers.0.self_attn.qkv_proj.bias": (12,)} | ATTENTION))
+    assert found["layers.0.self_attn.v_proj.bias"] == "layers.0.self_attn.qkv_proj.bias[10:12]"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real indexes are not at hand")
+def test_a_real_model_is_found_again_in_its_parts() -> None:
+    own = list(json.loads((SHARED / "phi3-3b" / "model.safetensors.index.json").read_text())["weight_map"])
+    shapes: dict[str, tuple[int, ...]] = {name: (12, 6) if "_proj" in name else (6,) for name in own}
+    parts: dict[str, tuple[int, ...]] = {}
+    made_of = {"qkv": {"q": 8, "k": 2, "v": 2}, "gate_up": {"gate": 6, "up": 6}, None: {"": 0}}
+    for name, shape in shapes.items():
+        fused = next((one for one in ("qkv", "gate_up") if f"{one}_proj" in name), None)
+        for part, rows in made_of[fused].items():
+            parts[name.replace(f"{fused}_proj", f"{part}_proj")] = (rows, 6) if fused else shape
+    comparison = matched(shapes, {f"module.{name}": shape for name, shape in parts.items()})
+    assert sum(all(one.tensors) for one in comparison.aligned) == len(comparison.aligned) == len(parts) == 195 + 32 * 3
 
 
 def test_stacked_experts_are_compared_one_by_one() -> None:
@@ -490,8 +517,8 @@ def test_contents_that_several_tensors_have_prove_no_exchange() -> None:
 
 def test_names_are_counted_and_listed() -> None:
     w = {f"h.{i}.w": noise(3, 3, seed=i) for i in range(30)}
-    before = w | {"old": noise(2), "kept": noise(5), "gone": noise(7)}
-    after = w | {"new": noise(2), "fresh": noise(9)}
+    before = w | {"old": noise(16), "kept": noise(15), "gone": noise(7)}
+    after = w | {"new": noise(16), "fresh": noise(9)}
     result = asked(before, after).result
     assert (result["tensors"], result["exact"], result["content"], result["unmatched_of"]) == (30, 30, 1, 3)
     assert result["pairs"] == [
@@ -508,6 +535,22 @@ def test_names_are_counted_and_listed() -> None:
 def test_unmatched_tensors_beyond_the_limit_are_medium(most: int, told: bool) -> None:
     record = asked({"a": noise(3), "gone": noise(7)}, {"a": noise(3), "new": noise(9)}, unmatched_most=most)
     assert rules(record) == ([("unmatched", "medium", None)] if told else [])
+
+
+@pytest.mark.parametrize(("elements", "told"), [(15, 0), (16, 2)])
+def test_what_is_small_can_be_equal_by_chance(elements: int, told: int) -> None:
+    w = {name: noise(elements, seed=i) for i, name in enumerate("abc")}
+    after = {"a": w["b"], "b": w["a"], "c": w["c"][::-1].copy()}
+    assert len(asked(w, after).findings) == told
+
+
+def test_the_record_is_as_it_is_explained() -> None:
+    w = {f"{i}": noise(16, seed=i) for i in range(60)}
+    record = asked(w, {name: w[str(int(name) ^ 1)] for name in w})
+    assert record.result.keys() == TensorMatching.result.keys()
+    assert {one.rule for one in record.findings} == {"swapped"} <= TensorMatching.rules.keys()
+    assert (len(record.result["rearranged"]), record.result["rearranged_of"]) == (20, 30)
+    assert [one.value for one in record.findings][-1] == 10  # beyond the first 20
 
 
 def test_a_healthy_pair_raises_nothing() -> None:
@@ -605,6 +648,20 @@ def test_a_change_in_a_fused_tensor_is_told_of_its_part(tmp_path: Path) -> None:
     assert (record.change.max_abs_index, record.change.changed_fraction) == (3 * 16 + 5, 1 / 128)
     (shown,) = (one for one in report.records if one["kind"] == "tensor")
     assert shown["candidate_name"] == record.candidate_name
+
+
+def test_ambiguous_names_are_a_finding(tmp_path: Path) -> None:
+    files = [
+        str(write(tmp_path / "a.safetensors", {"h.w": noise(4)})),
+        str(write(tmp_path / "b.safetensors", {"module.h.w": noise(4), "_orig_mod.h.w": noise(5)})),
+    ]
+    report = compare(*files, analyses=["tensor_matching"])
+    assert [(one.rule, one.severity, one.value) for one in report.findings] == [
+        ("unmatched", "medium", 3),
+        ("ambiguous", "low", 1),
+    ]
+    (row,) = report.result.analyses[0].result["ambiguous"]
+    assert sorted(row["names"].split(", ")) == ["_orig_mod.h.w", "h.w", "module.h.w"]
 
 
 def test_values_are_looked_at_end_to_end(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ def is_transpose(a: Shape, b: Shape) -> bool:
 
 
 PRECISION = {"F64": 53, "F32": 24, "F16": 11, "BF16": 8}  # bits of the significand
+FEWEST = 16  # elements: two scalars can exchange their values by chance
 FEWEST_ROUNDED = 16  # rows and columns that must agree where each agrees to two digits only
 
 
@@ -98,14 +99,15 @@ Content = tuple[str, Shape, int]  # dtype, shape, digest
 
 
 def contents(measured: Measurements, member: int, tensors: Sequence[int]) -> dict[int, Content]:
-    """What identifies the bits of these tensors in a member, by index; only of those that were read to their end."""
+    """What identifies the bits of these tensors in a member, by index; of those that are large enough to tell, and were
+    read to their end."""
     table = measured.details.content
     if table is None:
         return {}
     found = {}
     for i in tensors:
         tensor, row = measured.comparison.aligned[i].tensors[member], table[i, member]
-        if tensor is not None and 0 < tensor.counted == row["count"]:
+        if tensor is not None and tensor.counted >= FEWEST and tensor.counted == row["count"]:
             found[i] = tensor.dtype, tensor.shape, int(row["digest"])
     return found
 

@@ -48,11 +48,11 @@ class TensorMatching:
     first: equal names; what a map declares; names without wrappers such as `module.` and `model.`; equal role, block
     and rest of the path, of equal shapes; at last names of equal shapes in equal blocks that are nearly alike, if no
     others are. Tensors that are fused on one side are compared as the parts of the other. Two names that would become
-    one are left alone and told. All other analyses see what was matched. Then values are asked: rows' squares that are
-    the columns' squares of the other side show a transpose; equal rows in another order a permutation; equal bits,
-    crosswise, an exchange, and under a name of the other side alone another name. Behind a change of dtype only
-    transposes are looked for, in matrices of 16 rows and columns at least, within what rounding may do to Σx². That
-    neurons were permuted together with what reads them is not looked for.
+    one are left alone and told. All other analyses see what was matched. Then values are asked, of tensors of 16
+    elements at least: rows' squares that are the columns' squares of the other side show a transpose; equal rows in
+    another order a permutation; equal bits, crosswise, an exchange, and under a name of the other side alone another
+    name. Behind a change of dtype only transposes are looked for, in matrices of 16 rows and columns at least, within
+    what rounding may do to Σx². That neurons were permuted together with what reads them is not looked for.
     """
 
     name: ClassVar[str] = "tensor_matching"
@@ -154,7 +154,7 @@ class TensorMatching:
 
     def _rearranged(self, measured: Measurements, pair: Pair, i: int, found: _Evidence) -> Iterator[_Case]:
         """What rows and columns of one tensor show."""
-        from diffai_dist.analyses.rearranged import differ, half_swap, is_transpose, permuted
+        from diffai_dist.analyses.rearranged import FEWEST, differ, half_swap, is_transpose, permuted
 
         aligned, details = measured.comparison.aligned[i], measured.details
         keys = (i, pair.baseline), (i, pair.candidate)
@@ -164,7 +164,7 @@ class TensorMatching:
         a, b = (details.rows.get(key) for key in keys)
         found.by_rows += (equal or across) and a is not None and b is not None
         found.without_rows += (equal or across) and (a is None or b is None)
-        if a is None or b is None or not (equal or across):
+        if a is None or b is None or not (equal or across) or sides[0].counted < FEWEST:
             return
         if across and (told := self._transposed(details, keys, aligned.name, sides)) is not None:
             yield _Case(aligned.name, "transposed", None, told)

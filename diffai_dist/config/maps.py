@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diffai_dist.config.problems import Path, Problem, Rejected
+from diffai_dist.config.problems import Problem, Rejected
 from diffai_dist.errors import UsageError
 from diffai_dist.matching import Fused, Rename
-
-_TRANSPOSED = (
-    "a map cannot transpose: both sides are read once, in their order. Leave it out; "
-    "--tensor-matching says which matrices are the transposes of others, from their rows and columns"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,21 +26,6 @@ class TensorMap:
     """Names of the baseline for those of all others; the first rule that a name matches counts."""
     fused: tuple[Fused, ...] = ()
     """Tensors that are compared as their parts, where a checkpoint has the parts; by the names that `rename` gives."""
-
-
-def refuse_transposes(settings: Mapping[str, Any]) -> None:
-    """Raise Rejected where a map asks for what cannot be done in one reading."""
-    rules = settings.get("rename")
-    sections: list[tuple[Path, Any]] = [((), settings)]
-    sections += [(("rename", index), rule) for index, rule in enumerate(rules if isinstance(rules, list) else ())]
-    found = [
-        Problem((*path, key), _TRANSPOSED, at_key=True)
-        for path, section in sections
-        for key in ("transpose", "transposed")
-        if isinstance(section, Mapping) and key in section
-    ]
-    if found:
-        raise Rejected(found)
 
 
 def check_map(found: TensorMap) -> None:

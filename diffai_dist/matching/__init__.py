@@ -6,8 +6,9 @@
     parts    fused tensors, and what they are made of
     view     a member under the names by which it is compared
 
-The names are those of the reference: the anchor, or else the baseline of the first pair. All others are matched with
-it, one by one; fused tensors, on whichever side, are compared as their parts. The selection is by these names.
+The names are those of the reference: the anchor, or else the baseline of the first pair. A map renames tensors of all
+others; these are matched with it, one by one; fused tensors, on whichever side, are compared as their parts. The
+selection is by these names.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _NORMS = {
     **dict.fromkeys(("post_attention_layernorm", "ffn_norm", "ff_norm", "ln_2", "norm2", "ln_mlp"), "second"),
     **dict.fromkeys(("norm", "ln_f", "final_layer_norm", "final_layernorm", "output_norm"), "last"),
 }
-_EXPERTS = re.compile(r"(?:^|_)experts?$")
+_EXPERTS = ("expert", "experts")  # how such parts end
 _TOWER = re.compile(r"vis|image|audio|speech|encoder|decoder|cross")
 _SEPARATOR = re.compile(r"[./]")
 
@@ -42,8 +42,10 @@ def unwrapped(name: str) -> str:
     >>> unwrapped("_orig_mod.module.h.0.w"), unwrapped("base_model.model.h.0.q.base_layer.weight"), unwrapped("module")
     ('h.0.w', 'h.0.q.weight', 'module')
     """
-    parts = name[len("base_model.model.") :].split(".") if name.startswith("base_model.model.") else name.split(".")
-    return ".".join(part for part in parts[:-1] if part not in _WRAPPERS) + f".{parts[-1]}" if parts[1:] else parts[0]
+    parts = name.removeprefix("base_model.model.").split(".")
+    if _WRAPPERS.isdisjoint(parts[:-1]):
+        return ".".join(parts)
+    return ".".join([part for part in parts[:-1] if part not in _WRAPPERS] + parts[-1:])
 
 
 def bare(name: str) -> str:
@@ -71,16 +73,16 @@ def canonical(name: str, norms: bool = True) -> Canonical | None:
     if len(name) > LONGEST:
         return None
     parts = _SEPARATOR.split(bare(name))
-    experts = [part for part in parts if _EXPERTS.search(part)]
+    experts = [part for part in parts if part.endswith(_EXPERTS)]
     numbers = tuple(int(part) for part in parts if part.isascii() and part.isdigit())
-    words = [part for part in parts if not _EXPERTS.search(part)]
+    words = [part for part in parts if not part.endswith(_EXPERTS)]
     named = words[:-1] if words[-1] in _VALUES and words[1:] else words
     kind = role(".".join(named)) if not experts else role(".".join(("h", "0", *named[-1:])))
     if kind == "norm":
         norm = named[-1] if not norms else _NORMS.get(named[-1], named[-1])
         kind = f"norm {norm}"
     value = _VALUES.get(words[-1], "weight" if named is words and _speaks(kind, words) else words[-1])
-    tower = tuple(part for part in parts[:-1] if _TOWER.search(part))
+    tower = tuple(part for part in parts[:-1] if _TOWER.search(part)) if _TOWER.search(name) else ()
     return None if kind in ("other", "expert") else Canonical(tower, numbers, tuple(experts), kind, value)
 
 

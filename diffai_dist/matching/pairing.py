@@ -13,7 +13,7 @@ from diffai_dist.matching.view import Shape, Shapes
 
 LIKE = 0.85  # of 1: how alike two parts of names must be; input_layernorm and post_layernorm are 0.83
 CLEARLY = 0.1  # by how much the next best must be less alike
-MOST_PATTERNS = 64  # of one shape: beyond that nothing is unambiguous, and comparing all of them takes long
+MOST_PATTERNS = 16  # of one shape: beyond that nothing is unambiguous, and comparing all of them takes long
 
 
 @dataclass(slots=True)

@@ -98,8 +98,11 @@ def _pieces(parts: Sequence[tuple[str, Shape]], groups: int) -> Iterator[Piece]:
 
 def recognised(fused: Mapping[str, Shape], fine: Mapping[str, Shape]) -> Iterator[Fusion]:
     """The tensors of one side that are made of tensors of the other, by names and shapes, where there is one way."""
-    known = _by_canonical(fine)
-    for found, name in _by_canonical(fused).items():
+    sizes = [[math.prod(shape) for shape in side.values()] for side in (fused, fine)]
+    large, small = max(sizes[0], default=0), min(sizes[1], default=math.inf)
+    candidates = _by_canonical(name for name, shape in fused.items() if math.prod(shape) > small)
+    known = _by_canonical(name for name, shape in fine.items() if math.prod(shape) < large) if candidates else {}
+    for found, name in candidates.items():
         if name is None or any(part in UNSURE for part in name.split(".")):
             continue
         shape = fused[name]

@@ -11,14 +11,15 @@ from diffai_dist.errors import UsageError
 from diffai_dist.formats.names import listed, quoted
 from diffai_dist.matching.parts import Fusion, fusion
 from diffai_dist.matching.view import View
+from diffai_dist.schemes.transposed import MOST_BYTES, transposed
 
 COUNTER = "{}"  # in the name of a part: 0, 1, ... in turn
 
 
 @dataclass(frozen=True, slots=True)
 class Rename:
-    """Another name for the tensors whose whole name matches: a glob, and a name with as many `*`; or a regular
-    expression, and a name with its groups."""
+    """The baseline's name for tensors of other checkpoints whose whole name matches: a glob, and a name with as many
+    `*`; or a regular expression, and a name with its groups."""
 
     old: str
     """Glob on the whole name: each * is any text. With regex a regular expression of the whole name."""
@@ -27,6 +28,8 @@ class Rename:
     \\g<name> for groups."""
     regex: bool = False
     """Whether they are that."""
+    transposed: bool = False
+    """Whether these are matrices that are stored the other way round, and are compared as their transposes."""
 
     def check(self) -> None:
         """Raise UsageError where there is no new name for an old one."""
@@ -116,21 +119,31 @@ def rename_all(views: Sequence[View], reference: int, rules: Sequence[Rename]) -
     used: set[Rename] = set()
     for member, view in enumerate(views):
         if member != reference:
-            found = {name: _renamed(name, rules, used) for name in (*view.tensors, *view.unreadable)}
-            names = {old: new for old, new in found.items() if new != old}
+            found = {name: _rule_for(name, rules) for name in (*view.tensors, *view.unreadable)}
+            used.update(rule for rule, _ in found.values() if rule)
+            names = {old: new for old, (rule, new) in found.items() if new != old or (rule and rule.transposed)}
             _check_apart(names, found.keys() - names.keys())
             view.rename({old: (new, "declared") for old, new in names.items()})
+            _turn(view, [new for rule, new in found.values() if rule and rule.transposed])
     for rule in rules:
         if rule not in used:
             raise UsageError(f"--map: {rule} is about no tensor of any checkpoint but the baseline, whose names stay")
 
 
-def _renamed(name: str, rules: Sequence[Rename], used: set[Rename]) -> str:
-    for rule in rules:
-        if (new := rule.renamed(name)) is not None:
-            used.add(rule)
-            return new
-    return name
+def _rule_for(name: str, rules: Sequence[Rename]) -> tuple[Rename | None, str]:
+    """The first rule that is about the name, and the new name."""
+    return next(((rule, new) for rule in rules if (new := rule.renamed(name)) is not None), (None, name))
+
+
+def _turn(view: View, names: Iterable[str]) -> None:
+    """Put transposes in the place of tensors that can be read; what cannot be fails under its name anyway."""
+    for name in names:
+        if (tensor := view.tensors.get(name)) is not None:
+            turned = transposed(tensor)
+            if turned is None:
+                reason = f"it is no matrix of whole bytes, or larger than {MOST_BYTES:,} bytes"
+                raise UsageError(f"--map: {quoted(tensor.name)} cannot be transposed: {reason}")
+            view.tensors[name] = turned
 
 
 def _check_apart(names: Mapping[str, str], kept: Iterable[str]) -> None:
