@@ -28,6 +28,7 @@ from diffai_dist.request import (
     group_of,
     known_analyses,
     matching_of,
+    partials_of,
     settings_of,
 )
 from diffai_dist.reuse import Reuse, find_reuse, saved_bytes
@@ -134,7 +135,11 @@ def open_store(url: str, profile: Profile) -> ReportStore:
 
 def compare_group(baseline: str, candidate: str, settings: Settings) -> Group:
     """A comparison of two, with what its analyses ask for; the only products of two follow from their pair."""
-    return replace(pair_of(baseline, candidate), details=details_of(settings.analyses, settings.expect))
+    return replace(
+        pair_of(baseline, candidate),
+        details=details_of(settings.analyses, settings.expect),
+        with_config="config" in partials_of(settings.analyses),
+    )
 
 
 def compare(
@@ -187,6 +192,7 @@ def sweep(config: str | None = None, **settings: Any) -> Report:
 
     `config` is the path of a configuration. Settings are named as in one, and go before it:
     `sweep(checkpoints="s3://bucket/run7/step-*", pairs="consecutive", store="s3://bucket/reports")`.
+    What decides the exit code of the command, `fail_on` and `policy`, a program asks for: `raise_for_policy`.
     Raises UsageError, ClusterError or StoreError; what could not be read is in `failures` of the report.
     """
     asked = merged(load(config, os.environ, known_analyses()) if config else SweepConfig(checkpoints=()), settings)
@@ -213,6 +219,7 @@ def resumed(run: str, store: str, profile: Profile, place: Place) -> tuple[Group
         comparison["anchor"],
         comparison["elementwise"],
         details_of(chosen["analyses"], expect),
+        "config" in partials_of(chosen["analyses"]),
     )
     settings = Settings(
         Selection(tuple(chosen["include"]), tuple(chosen["exclude"]), chosen["ignore_keys_regex"]),
@@ -243,6 +250,8 @@ def _check_unchanged(plan: Mapping[str, Any], opened: Opened, settings: Settings
             raise SourceChanged(before["url"], "other objects than the plan pinned, or none", hint=hint)
         if before.get("problems", []) != after["problems"]:
             raise SourceChanged(before["url"], "its index is not what it was", hint=hint)
+        if before.get("config") != after.get("config"):
+            raise SourceChanged(before["url"], "its config.json is not what it was", hint=hint)
     raise UsageError(f"run {plan['run']} was planned by another version of diffai-dist. {hint}")
 
 

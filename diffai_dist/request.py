@@ -152,4 +152,5 @@ def group_of(config: SweepConfig, now: datetime) -> Group:
         anchor,
         mode != "all" or config.elementwise,
         details_of(analyses, expectations(**asdict(config.expect))),
+        "config" in partials_of(analyses),
     )

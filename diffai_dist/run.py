@@ -77,9 +77,10 @@ def described(member: Member) -> dict[str, Any]:
 def comparison_document(opened: Opened) -> dict[str, Any]:
     """Members with their pinned objects, and the pairs among them; with the settings it decides every number."""
     group = opened.group
-    # An index is none of the objects that are pinned; what is wrong with it is part of the result.
-    problems = [
-        [*(failure.sentence() for failure in failures), *(one.warnings if one else ())]
+    # An index is none of the objects that are pinned, nor is config.json; what they tell is part of the result.
+    told = [
+        {"problems": [*(failure.sentence() for failure in failures), *(one.warnings if one else ())]}
+        | ({"config": _digest(one.config)} if one and one.config is not None else {})
         for failures, one in zip(opened.failures, opened.checkpoints, strict=True)
     ]
     return {
@@ -87,17 +88,18 @@ def comparison_document(opened: Opened) -> dict[str, Any]:
         "name": group.name,
         "anchor": group.anchor,
         "elementwise": group.elementwise,
-        "members": [
-            described(member) | {"problems": found} for member, found in zip(opened.members, problems, strict=True)
-        ],
+        "members": [described(member) | beside for member, beside in zip(opened.members, told, strict=True)],
         "pairs": [[pair.baseline, pair.candidate] for pair in group.pairs],
     }
 
 
 def run_id(comparison: Mapping[str, Any], settings: Settings) -> str:
     """Digest of the pinned members, the pairs, and the settings that decide the result."""
-    text = json.dumps([comparison, settings.digest_part()], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return _digest([comparison, settings.digest_part()])
+
+
+def _digest(document: Any) -> str:
+    return hashlib.blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def plan_document(opened: Opened, settings: Settings, plan: Plan | None, started: str) -> dict[str, Any]:

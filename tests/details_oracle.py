@@ -89,21 +89,26 @@ def content(array: np.ndarray) -> np.ndarray:
     return row
 
 
+def places(array: np.ndarray) -> list[int]:
+    """Each element's place among the numbers of its dtype, +0 and -0 at 0."""
+    name = name_of(array)
+    if array.dtype.kind in "iub":
+        return [int(x) for x in array.reshape(-1).tolist()]
+    sign = np.uint64(0 if name == "F8_E8M0" else 1 << dtype_of(name).bits - 1)
+    size = (codes(array) & ~sign).astype(np.int64)
+    found: list[int] = np.where(codes(array) & sign, -size, size).tolist()
+    return found
+
+
 def distances(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """How many numbers of the dtype the elements are apart, +0 and -0 being one: uint64."""
-    name = name_of(before)
-    if before.dtype.kind in "iub":
-        x, y = before.reshape(-1), after.reshape(-1)
-        low, high = np.minimum(x, y).astype(np.uint64), np.maximum(x, y).astype(np.uint64)
-        return high - low
-    sides = []
-    for raw in (codes(before), codes(after)):
-        sign = np.uint64(0 if name == "F8_E8M0" else 1 << dtype_of(name).bits - 1)
-        size = (raw & ~sign).astype(np.int64)
-        sides.append(np.where(raw & sign, -size, size))
-    return np.maximum(*sides).astype(np.uint64) - np.minimum(*sides).astype(np.uint64)
+    """How many numbers of the dtype the elements are apart: uint64."""
+    kind = np.uint64 if name_of(before) == "U64" else np.int64
+    one, other = np.array(places(before), kind), np.array(places(after), kind)
+    found: np.ndarray = np.maximum(one, other).astype(np.uint64) - np.minimum(one, other).astype(np.uint64)
+    return found
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def bitwise(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """BITWISE of two arrays."""
     row = empty(BITWISE, ())
@@ -192,6 +197,7 @@ def rounded(values: np.ndarray, dtype: np.dtype) -> list[np.ndarray]:
     return [one, np.where(large, top, one)]  # no infinity: saturating casts are as common
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def rows(array: np.ndarray, width: int) -> np.ndarray:
     """ROW of each run of `width` elements."""
     x = reals(array).reshape(-1, width)
@@ -203,6 +209,7 @@ def rows(array: np.ndarray, width: int) -> np.ndarray:
     return made
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def row_shifts(before: np.ndarray, after: np.ndarray, width: int) -> np.ndarray:
     """ROW_SHIFT of each run of `width` elements."""
     a, b = reals(before).reshape(-1, width), reals(after).reshape(-1, width)
@@ -215,6 +222,7 @@ def row_shifts(before: np.ndarray, after: np.ndarray, width: int) -> np.ndarray:
     return made
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def columns(array: np.ndarray, width: int) -> np.ndarray:
     """COLUMN of each column of rows of `width` elements."""
     x = reals(array).reshape(-1, width)
@@ -223,6 +231,7 @@ def columns(array: np.ndarray, width: int) -> np.ndarray:
     return made
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def column_shifts(before: np.ndarray, after: np.ndarray, width: int) -> np.ndarray:
     """COLUMN_SHIFT of each column of rows of `width` elements."""
     a, b = reals(before).reshape(-1, width), reals(after).reshape(-1, width)
@@ -247,6 +256,7 @@ def histogram(array: np.ndarray) -> np.ndarray:
     return made
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def moments(array: np.ndarray) -> np.ndarray:
     """MOMENTS of an array of real numbers."""
     row = empty(MOMENTS, ())
@@ -278,6 +288,7 @@ def key(value: float) -> int:
     return ~word & 2**64 - 1 if word >> 63 else word | 2**63
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def shift(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """SHIFT of two arrays of real numbers."""
     row = empty(SHIFT, ())

@@ -86,8 +86,7 @@ def test_a_healthy_model_has_no_findings(seed: int) -> None:
 @pytest.mark.parametrize("seed", transformer.TUNING)
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "F16"])
 def test_a_training_has_no_findings_of_medium_and_above(seed: int, dtype: str) -> None:
-    shape = transformer.Model(biases=True, experts=4)
-    members = transformer.training(seed, dtype, shape if dtype == "BF16" else transformer.Model())
+    members = transformer.training(seed, dtype, transformer.Model(biases=True, experts=4))
     record = AnomalyDetection()(series_of(members[::4]))
     assert [one for one in record.findings if one.severity not in ("low", "info")] == []
 

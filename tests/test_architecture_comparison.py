@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoints import write_sharded, write_sparse
+from diffai_dist import opening
 from diffai_dist.analyses import (
     architecture,
     architecture_config,
@@ -33,6 +34,7 @@ from diffai_dist.comparison import Pair, compare_members
 from diffai_dist.errors import BadIndex, MissingShard
 from diffai_dist.formats import model_config, open_checkpoint
 from diffai_dist.formats.strict_json import NotStrict
+from diffai_dist.matching import Matching, match_members
 from diffai_dist.partials import MOMENTS, SHIFT, empty
 from diffai_dist.records import AnalysisRecord, Measurements, Member
 from diffai_dist.storage import Profile
@@ -414,7 +416,7 @@ LORA = blocks(
         ),
         pytest.param(
             LORA,
-            {"kind": "adapter", "depth": 2, "lora_rank": 8, "q_dim": 64, "kv_dim": 16,
+            {"kind": "adapter", "family": None, "depth": 2, "lora_rank": 8, "q_dim": 64, "kv_dim": 16,
              "params_total": 2 * (8 * 40 + 64 * 8 + 16 * 4 + 4 * 40), "params_active": None},
             id="adapter",
         ),
@@ -438,6 +440,13 @@ def test_made_models_are_described(shapes: Shapes, facts: dict[str, Any]) -> Non
     for key in ("family", "depth", "norm_kind", "tied"):
         assert unknown.value(key) == describe(shapes).value(key)
     assert not shapes or all(one.source != "shape" for one in unknown.facts.values())
+
+
+@pytest.mark.parametrize("family", families.FAMILIES, ids=lambda one: f"{one.name}: {one.has}")
+def test_no_family_hides_behind_one_with_fewer_marks(family: families.Family) -> None:
+    assert families.family_of(family.has.split()) is family
+    assert families.family_of([f"module.{mark}.weight" for mark in family.has.split()]) is family
+    assert families.family_of([f"{mark}s" for mark in family.has.split()]) is not family
 
 
 def test_a_size_of_heads_comes_from_what_has_it_and_partial_rotations_do_not() -> None:
@@ -491,9 +500,11 @@ def test_widths_of_any_model_of_a_known_family_are_found(
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_names_are_described(name: str) -> None:
-    for shape in (None, (), (0,), (2**40, 2**40), (3, 0, 5)):
+    for shape in (None, (), (2**40, 0)):
         json.dumps([one.value for one in describe({name: shape, f"h.0.{name}": shape}).facts.values()])
     describe({name: (2, 2)}, {name: name, "model_type": name, "n_layer": -1, "n_head": True, "vocab_size": 1e9})
+    forged = ("a.#.w", "a.0.w", "0.#.experts.#.w", "#", "h.0.experts.#.1.w", "\\\\#.0.w", "#.0")
+    assert describe(dict.fromkeys(forged)).value("family") is None
     assert describe({f"{'1.' * 300}w": (1,), f"layers.{10**17}.a.w": (1,)}).value("depth") in (2, 10**17 + 1)
 
 
@@ -548,8 +559,30 @@ def test_members_of_one_architecture_are_described_once_and_without_a_finding(sh
 
 
 def test_every_field_says_its_source_and_what_is_not_known_says_why() -> None:
-    for row in record_of(LLAMA, dict.fromkeys(LLAMA, (1,))).result["fields"]:
-        assert row["source"] in ("shape", "name", "config", "assumed") if row["value"] is not None else row["note"]
+    for shapes in (LLAMA, GPT2, DEEPSEEK, LORA, dict.fromkeys(LLAMA, (1,))):
+        result = record_of(shapes, shapes).result
+        assert {row["source"] for row in result["fields"]} <= {"shape", "name", "config", "assumed"}
+        unknown = {field for row in result["unknown"] for field in row["fields"]}
+        assert all(row["reason"] for row in result["unknown"])
+        assert unknown | {row["field"] for row in result["fields"]} == set(describe(shapes).facts)
+
+
+def test_what_was_matched_is_neither_added_nor_removed() -> None:
+    apart = {name.replace("k_proj", "v_proj"): shape for name, shape in LLAMA.items() if "k_proj" in name}
+    whole = LLAMA | apart
+    fused = {name: shape for name, shape in whole.items() if not re.search(r"[qkv]_proj|gate_proj|up_proj", name)}
+    for i in range(2):
+        fused[f"model.layers.{i}.self_attn.qkv_proj.weight"] = (24, 8)
+        fused[f"model.layers.{i}.mlp.gate_up_proj.weight"] = (48, 8)
+        whole[f"model.layers.{i}.mlp.up_proj.weight"] = (24, 8)
+    series = series_of(whole, {f"module.{name}": shape for name, shape in fused.items()})
+    made = series.measured.comparison
+    matched = match_members(made.members, made.pairs, matching=Matching(names=True))
+    size = len(matched.aligned)
+    measured = Measurements(matched, empty(MOMENTS, (size, 2)), empty(SHIFT, (size, 1)), {})
+    record = ArchitectureComparison()(Series(measured, series.members))
+    assert (record.result["added"], record.result["removed"], record.result["reshaped"]) == ([], [], [])
+    assert record.result["changes"][0]["renamed"] == len(whole)
 
 
 def test_a_changed_shape_is_high_and_beyond_the_limit_counted() -> None:
@@ -644,6 +677,12 @@ def test_a_configuration_that_contradicts_the_tensors_is_low() -> None:
         assert record.result["contradictions"][0]["config"] == value
 
 
+def test_the_depth_of_either_stack_of_two_is_no_contradiction() -> None:
+    config = {"num_layers": 7, "d_model": 32}
+    assert record_of(T5, T5, configs=[config, config]).findings == ()
+    assert contradictions(describe(T5), {"d_model": 33}) == [{"field": "hidden", "value": 32, "config": 33}]
+
+
 # config.json
 
 
@@ -663,6 +702,13 @@ def test_the_configuration_beside_the_weights_is_read_where_it_is_asked_for(tmp_
     (folder / "config.json").unlink()
     without = open_checkpoint(url, Profile(), with_config=True)
     assert (without.config, without.warnings, without.failures) == (None, (), ())
+
+
+def test_a_group_asks_for_configurations_where_it_says_so(tmp_path: Path) -> None:
+    group = opening.one_alone(str(write_model(tmp_path, b'{"n_layer": 1}')))
+    assert [one and one.config for one in opening.open_group(group, Profile()).checkpoints] == [None]
+    asked = dataclasses.replace(group, with_config=True)
+    assert [one and one.config for one in opening.open_group(asked, Profile()).checkpoints] == [{"n_layer": 1}]
 
 
 def test_a_single_file_of_weights_has_no_configuration(tmp_path: Path) -> None:

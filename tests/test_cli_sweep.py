@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from click.testing import CliRunner
 
 import models
 from diffai_dist import api, console
+from diffai_dist.analyses import ANALYSES, SERIES
 from diffai_dist.cli import commands
 from diffai_dist.cluster import Place
 from diffai_dist.report import records_schema
@@ -942,6 +944,7 @@ SHOWN = {
     "--output": ([], ["json"]),
     "--output-file": ([], ["{out}/new"]),
     "--force": (["--output-file", "{out}/old"], []),
+    "--github": ([], []),
     "--show-identical": (["-o", "json"], []),
     "--sort-by-change-magnitude": (["-o", "json"], []),
     "--show-tensors": ([], []),
@@ -959,10 +962,7 @@ CHOSEN = {
     "--every": ([], ["200"]),
     "--latest": ([], ["2"]),
     "--name": ([], ["nightly"]),
-    "--show-layer-impact": ([], []),
-    "--change-summary": ([], []),
-    "--similarity-matrix": ([], []),
-    "--convergence-analysis": ([], []),
+    **{kind.flag: ([], []) for kind in (*ANALYSES.values(), *SERIES.values())},
     "--include": ([], ["h.*"]),
     "--exclude": ([], ["h.*"]),
     "--ignore-keys-regex": ([], ["proj"]),
@@ -984,7 +984,7 @@ EFFECTS: dict[str, dict[str, tuple[list[str], list[str]]]] = {
     "sweep": CHOSEN | SHOWN | GATES | PLACES | STORAGES | {"--no-progress": ([], [])},
     "plan": CHOSEN | HELD | PLACES | STORAGES | {"--output": ([], ["json"]), "--store": ([], ["{kept}"])},
     "resume": SHOWN | GATES | PLACES | STORAGES | {"--no-progress": ([], []), "--store": ([], ["{out}/none"])},
-    "report": SHOWN | GATES | STORAGES | {"--store": ([], ["{out}/none"])},
+    "report": SHOWN | GATES | STORAGES | {"--store": ([], ["{out}/none"]), "--mlflow": ([], [])},
     "status": STORAGES | {"--output": ([], ["json"]), "--store": ([], ["{out}/none"])},
     "query": STORAGES | {"--output": ([], ["csv"])},
     "gc": STORAGES
@@ -1004,6 +1004,8 @@ def test_every_option_does_something(
 ) -> None:
     if option == "--no-progress":
         monkeypatch.setattr(Progress, "INTERVAL", 1e-4)
+    if option == "--mlflow":
+        monkeypatch.setitem(sys.modules, "mlflow", None)  # test_mlflow.py has the real one
 
     def effect(number: int, arguments: Sequence[str]) -> object:
         out, store = tmp_path / str(number), tmp_path / str(number) / "reports"

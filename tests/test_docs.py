@@ -30,14 +30,19 @@ BLOCKS = re.compile(r"^```console\n\$ (.*?)\n(.*?)^```$", re.MULTILINE | re.DOTA
 
 
 def output(command: str, folder: Path) -> str:
-    command, _, head = command.partition(" | head -")
+    """What a shell prints of `PROGRAM ... [| head -N] [| grep TEXT] [; echo $?]`, with pipefail."""
+    command, _, code = command.partition("; echo $")
+    command, *pipes = command.split(" | ")
     program, *arguments = shlex.split(command)
     entry = {"diffai-dist": "main", "diffai": "diffai"}[program]
     script = f"from diffai_dist.__main__ import {entry} as go; go()"
     done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 or (code and done.returncode == 1), done.stderr
     lines = done.stdout.replace(f"{folder}/", "").splitlines(keepends=True)
-    return "".join(lines[: int(head)] if head else lines)
+    for pipe in pipes:
+        name, _, argument = pipe.partition(" ")
+        lines = lines[: int(argument[1:])] if name == "head" else [one for one in lines if argument in one]
+    return "".join([*lines, *([f"{done.returncode}\n"] if code else [])])
 
 
 def numbers_aside(text: str) -> str:

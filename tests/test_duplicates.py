@@ -93,7 +93,7 @@ def test_a_training_has_no_findings(tied: bool) -> None:
 
 
 def test_the_state_of_an_optimizer_is_no_duplicate() -> None:
-    state = transformer.states(0)[0].with_optimizer()
+    state = transformer.states(0, transformer.Model(tied=True, experts=4))[0].with_optimizer()
     assert find(state).findings == ()
 
 

@@ -1,4 +1,4 @@
-"""A policy is rules and waivers or an error with its place; what is not defined never passes, and no waiver is for ever."""
+"""A policy is rules and waivers, or an error with its place; nothing undefined passes, and no waiver is for ever."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ TREES = st.dictionaries(
     st.lists(
         st.dictionaries(
             st.sampled_from(sorted({path[-1] for path in setting_paths(Policy)})),
-            st.none() | st.integers() | st.floats() | st.text(max_size=9) | st.sampled_from(["rel_l2", ">", "2027-01-01"])
+            st.none() | st.integers() | st.floats() | st.text(max_size=9) | st.sampled_from(["l2", ">", "2027-01-01"])
             | st.dictionaries(st.sampled_from(["tensor", "role", "y"]), st.text(max_size=3), max_size=2),
             max_size=6,
         ),
@@ -169,17 +169,21 @@ TREES = st.dictionaries(
 )  # fmt: skip
 
 
-@given(TREES.map(json.dumps) | st.sampled_from([text for text, _ in NOT_YAML.values()]) | st.text(max_size=60))
+@given(
+    TREES.map(json.dumps)
+    | st.sampled_from([text for text, _ in NOT_YAML.values() if len(text) < 300])
+    | st.text(max_size=60)
+)
 def test_any_text_is_a_policy_or_an_error_with_a_place(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "p.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    message = ""
     try:
-        read = load_policy(str(path))
+        load_policy(str(path))
     except UsageError as error:
-        assert re.match(r".*p\.yaml(:\d+:\d+|: byte [\d,]+)", str(error))
-        assert all(line.isprintable() for line in str(error).splitlines())
-    else:
-        assert read == Policy(rules=read.rules, waivers=read.waivers)
+        message = str(error)
+    assert re.match(r"$|.*p\.yaml(:\d+:\d+|: byte [\d,]+)", message)
+    assert all(line.isprintable() for line in message.splitlines())
 
 
 def test_the_example_can_be_used_line_by_line(policy: Callable[[str], Policy]) -> None:
@@ -220,7 +224,12 @@ def test_a_limit_is_where_it_is_said_to_be(op: str, below: int, at: int, above: 
         assert found == [("r", "w", value)] * breaks
 
 
-OPS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+OPS: dict[str, Callable[[float, float], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
 
 
 @given(
@@ -232,7 +241,7 @@ def test_a_rule_is_what_it_says(values: list[float | None], op: str, limit: floa
     records = [moved(f"h.{i}", l2=value) for i, value in enumerate(values)]
     found = policy_record(held(of_two(*records), rule(metric="l2", op=op, threshold=limit)))
     unknown = [value is None or math.isnan(value) for value in values]
-    broken = [not_known or OPS[op](value, limit) for value, not_known in zip(values, unknown, strict=True)]
+    broken = [value is None or math.isnan(value) or OPS[op](value, limit) for value in values]
     assert [one.tensor for one in found.findings] == [f"h.{i}" for i, breaks in enumerate(broken) if breaks]
     (row,) = found.result["rules"]
     assert (row["tensors"], row["broken"], row["undefined"]) == (len(values), sum(broken), sum(unknown))
@@ -339,7 +348,8 @@ def test_a_rule_about_nothing_is_a_finding() -> None:
 def test_many_tensors_are_listed_as_far_as_a_reader_goes() -> None:
     records = [moved(f"h.{i}", rel_l2=0.2) for i in range(LISTED + 7)]
     assert len(told(held(of_two(*records[:LISTED]), rule()))) == LISTED
-    *listed, rest = policy_record(held(of_two(*records), rule(severity="critical"))).findings
+    severe = rule(severity="critical", select=TensorSelect(tensor="h.*"))
+    *listed, rest = policy_record(held(of_two(*records), severe)).findings
     assert [one.tensor for one in listed] == [record.name for record in records[:LISTED]]
     assert (rest.rule, rest.severity, rest.tensor, rest.value) == ("r", "critical", None, 7)
     assert rest.source.endswith(f"tensors beyond the first {LISTED}")
@@ -378,6 +388,11 @@ def test_a_waiver_is_of_a_rule_a_tensor_and_a_pair() -> None:
     assert kept(tensor="a") == [("b", "s-1")]
     assert kept(rule="*", tensor="b") == [("a", "s-1"), ("a", "s-2")]
     assert kept(pair="* -> s-2") == [("a", "s-1"), ("b", "s-1")]
+
+
+def test_a_comparison_of_two_is_a_pair_for_waivers_too() -> None:
+    for pair, reason in (("* -> new.*", "why (until 2026-11-23)"), ("* -> old.*", None)):
+        assert waived(held(of_two(moved("w")), rule(), waivers=(waiver(pair=pair),))) == [("w", reason)]
 
 
 def test_waivers_cover_findings_of_analyses_of_pairs_and_of_the_series() -> None:

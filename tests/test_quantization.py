@@ -239,6 +239,19 @@ def test_a_shortfall_at_its_threshold_is_no_finding(option: str, severity: str) 
     assert [(one.severity, one.value) for one in found] == [(severity, shortfall)]
 
 
+def test_a_grid_that_outliers_make_coarse_is_told_though_its_rounding_is_right() -> None:
+    a = weights()
+    a[3, 5] = 40 * abs(a).max()
+    codes, scale = int8(a, by_row=False)
+    arrays = {"m.weight": a}, {"m.weight": codes, "m.weight_scale": scale}
+    answer = ask(*arrays, coarse_db=30.0)
+    assert told(answer) == [("coarse-grid", "low", "m.weight")]
+    exactly = answer.findings[0].value
+    assert exactly == answer.result["sqnr_db"]
+    assert not ask(*arrays, coarse_db=exactly).findings
+    assert len(ask(*arrays, coarse_db=math.nextafter(exactly, 99)).findings) == 1
+
+
 def test_a_row_with_more_noise_than_signal_is_lost() -> None:
     a = weights()
     codes, scale = int8(a)
@@ -247,7 +260,7 @@ def test_a_row_with_more_noise_than_signal_is_lost() -> None:
     assert ("lost-channel", "high", "m.weight") in told(answer)
     assert answer.result["worst_channel"]["row"] == 7
     lost = answer.result["worst_channel"]["sqnr_db"]
-    kept = {"low_db": 99.0, "medium_db": 99.0, "high_db": 99.0}
+    kept = {"low_db": 99.0, "medium_db": 99.0, "high_db": 99.0, "coarse_db": 0.0}
     codes_and_scale = {"m.weight": codes, "m.weight_scale": scale}
     assert not ask({"m.weight": a}, codes_and_scale, channel_db=lost, **kept).findings
     assert len(ask({"m.weight": a}, codes_and_scale, channel_db=math.nextafter(lost, 0), **kept).findings) == 1
@@ -289,6 +302,17 @@ def test_a_factor_within_its_threshold_is_not_called_a_wrong_scale() -> None:
 def test_another_direction_is_no_wrong_scale() -> None:
     answer = ask({"m.weight": weights(0)}, {"m.weight": (3 * weights(1)).astype(BF16)})
     assert {one.rule for one in answer.findings} == {"lost-channel", "precision-loss"}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, E4M3])
+def test_what_the_narrower_dtype_cannot_hold_is_critical_and_not_hidden(dtype: Any) -> None:
+    a = weights()
+    a[5, :3] = 1e5
+    with np.errstate(over="ignore"):
+        answer = ask({"m.weight": a}, {"m.weight": a.astype(dtype)})
+    assert ("overflow", "critical", "m.weight") in told(answer)
+    assert (answer.result["overflowed"], answer.result["precision_loss"]) == (3, "critical")
+    assert ask({"m.weight": weights()}, {"m.weight": weights().astype(dtype)}).result["overflowed"] == 0
 
 
 @pytest.mark.parametrize("bad", [0.0, math.nan, math.inf])

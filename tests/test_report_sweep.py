@@ -254,6 +254,37 @@ def closed(name: str) -> Member:
     return dataclasses.replace(described(name), format=None, objects=())
 
 
+def test_what_is_waived_is_counted_last_and_neither_new_nor_gone() -> None:
+    waived = dataclasses.replace(NAN, waived="known until 2027-01-01")
+    tonight = overview(series(waived, STALE))
+    assert [one.finding for one in tonight.findings] == [STALE, waived]
+    alone = night_lines(tonight)
+    assert alone[1:3] == ["findings: 1 high, 1 waived", "  high stale-tensor: fc1.bias, s-0 -> s-1"]
+    assert "NaN" not in "".join(alone)
+    for before in ((NAN, STALE), (waived, STALE)):
+        assert "findings: 0 new, 1 as last night, 1 waived" in night_lines(tonight, overview(series(*before)))
+    lapsed = night_lines(overview(series(NAN, STALE)), overview(series(waived, STALE)))
+    assert "findings: 1 new (1 critical), 1 as last night" in lapsed
+    text = render("text", series(waived, STALE))
+    (line,) = (one for one in text.splitlines() if one.startswith("  critical non-finite-appeared"))
+    assert line.endswith("source=counts of NaN and infinities, waived=known until 2027-01-01, analysis=anomalies")
+    assert "2 findings: 1 high, 1 waived" in text
+    assert "| `known until 2027-01-01` |" in render("markdown", series(waived, STALE))
+    (record,) = (one for one in as_records(series(waived)) if one["kind"] == "analysis")
+    assert record["findings"][0]["waived"] == "known until 2027-01-01"
+    jsonschema.validate([record], records_schema())
+
+
+def test_long_tables_and_lists_are_cut_where_people_read() -> None:
+    rows = [{"tensor": f"w{i}", "bytes": i} for i in range(250)]
+    told = series(analyses=(found(left_out=[f"n{i}" for i in range(50)], rows=rows),))
+    text = render("text", told)
+    assert [line for line in text.splitlines() if "tensor=w" in line and "bytes=" in line][-1].endswith("bytes=99")
+    assert "\n  150 more rows: --output json\n" in text
+    assert "n19, 30 more]" in text
+    assert "bytes=249" in render("text", told, verbose=True)
+
+
 @pytest.mark.parametrize(
     "tonight",
     [

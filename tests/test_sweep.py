@@ -256,3 +256,16 @@ def test_coverage_is_that_of_all_pairs(tmp_path: Path) -> None:
     shown = "".join(RENDERERS["text"](report.sweep, View()))
     assert "in 1 of 2 pairs\n" in shown
     assert "newest: step-1 -> step-2" in shown
+
+
+def test_a_config_that_an_analysis_reads_is_part_of_the_run(tmp_path: Path) -> None:
+    for step in ("a", "b"):
+        models.write_sharded(tmp_path / step, models.model(), 2)
+    asked = {"checkpoints": [str(tmp_path / "a"), str(tmp_path / "b")], "include": "model.norm.weight"}
+    ids = []
+    for hidden in (256, 256, 128):
+        (tmp_path / "b/config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": hidden}))
+        ids.append([sweep(**asked, analyses=names).id for names in ([], ["architecture_comparison"])])
+    (plain, first), (_, again), (same, other) = ids
+    assert (plain, first) == (same, again)
+    assert other != first

@@ -16,7 +16,7 @@ import pytest
 
 import transformer
 from details_oracle import checkpoint, measured, places
-from diffai_dist.analyses import bounding, moves, noise
+from diffai_dist.analyses import bounding, moves, noise, noise_tables
 from diffai_dist.analyses.experiment_reproducibility import NOT_READ, ExperimentReproducibility
 from diffai_dist.analyses.transfer_learning_analysis import TransferLearningAnalysis
 from diffai_dist.analyses.update_sparsity import NO_BITS, UpdateSparsity
@@ -29,7 +29,7 @@ Arrays = Mapping[str, np.ndarray]
 BF16 = ml_dtypes.bfloat16
 
 
-@pytest.mark.parametrize("module", [bounding, moves, noise])
+@pytest.mark.parametrize("module", [bounding, moves, noise, noise_tables])
 def test_the_examples_in_the_docstrings_hold(module: ModuleType) -> None:
     assert doctest.testmod(module).failed == 0
 
@@ -253,7 +253,7 @@ def test_the_map_tells_frozen_from_moved() -> None:
         "embed": (0, 1), "head": (1, 0), "norm": (0, 4), "q": (2, 2), "v": (2, 2), "up": (0, 8), "down": (0, 4)
     }  # fmt: skip
     spans = [(row["from"], row["to"], row["blocks"], row["moved"]) for row in result["blocks"]]
-    assert ("model.layers.0", "model.layers.1", 2, "") in spans
+    assert ("model.layers.0", "model.layers.1", 2, None) in spans
     assert ("model.layers.2", "model.layers.3", 2, "q, v") in spans
 
 

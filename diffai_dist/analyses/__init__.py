@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from diffai_dist.analyses.anomaly_detection import AnomalyDetection
 from diffai_dist.analyses.architecture_comparison import ArchitectureComparison
+from diffai_dist.analyses.attention_analysis import AttentionAnalysis
 from diffai_dist.analyses.base import Analysis, SeriesAnalysis
 from diffai_dist.analyses.change_summary import ChangeSummary
 from diffai_dist.analyses.convergence_analysis import ConvergenceAnalysis
+from diffai_dist.analyses.corruption_check import CorruptionCheck
+from diffai_dist.analyses.distribution_shift import DistributionShift
 from diffai_dist.analyses.duplicate_detection import DuplicateDetection
+from diffai_dist.analyses.embedding_analysis import EmbeddingAnalysis
 from diffai_dist.analyses.experiment_reproducibility import ExperimentReproducibility
+from diffai_dist.analyses.expert_analysis import ExpertAnalysis
 from diffai_dist.analyses.gradient_analysis import GradientAnalysis
 from diffai_dist.analyses.integrity_check import IntegrityCheck
 from diffai_dist.analyses.layer_impact import LayerImpact
@@ -33,6 +38,11 @@ ANALYSES: dict[str, type[Analysis]] = {
     "update_sparsity": UpdateSparsity,
     "transfer_learning_analysis": TransferLearningAnalysis,
     "experiment_reproducibility": ExperimentReproducibility,
+    "corruption_check": CorruptionCheck,
+    "distribution_shift": DistributionShift,
+    "embedding_analysis": EmbeddingAnalysis,
+    "attention_analysis": AttentionAnalysis,
+    "expert_analysis": ExpertAnalysis,
 }
 
 SERIES: dict[str, type[SeriesAnalysis]] = {

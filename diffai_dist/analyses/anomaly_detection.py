@@ -82,7 +82,7 @@ class AnomalyDetection:
         "all-zero": "every value is 0: high; of one dimension low; none of biases, adapters, masks, states, by name",
         "dead-rows": "rows of norm 0, or shorter than `dead_ratio` times the median row: medium; more than `dead_share`"
         " of them: high. Of embeddings and heads, tokens that no text has: low and medium",
-        "dead-columns": "columns likewise",
+        "dead-columns": "columns likewise: medium, high; or low",
         "constant": "one value throughout, and that is not 0: medium; of one dimension low; none of norms and scales",
         "exploding-norm": "a row longer than `row_factor` times the median row, and of a robust z above `outlier_z`:"
         " medium; of embeddings and heads low",

@@ -11,10 +11,11 @@ from diffai_dist.analyses.architecture_config import config_facts
 from diffai_dist.analyses.architecture_facts import NOTHING, Fact, Origin
 from diffai_dist.analyses.architecture_names import (
     Group,
+    Named,
     Shapes,
     groups_of,
-    is_adapter,
     lora_ranks,
+    named,
     stored_elements,
 )
 from diffai_dist.analyses.architecture_stack import stack_facts
@@ -27,6 +28,10 @@ _TOKENS = re.compile(r"word_embeddings?|embed_tokens|wte|tok_embeddings|token_em
 _NO_TOKENS = re.compile(r"pos|type|patch|class|cls|query|rel_|time|norm|layernorm")
 _CLASSIFIERS = re.compile(r"(?:^|[./])(?:score|classifier|out_proj|qa_outputs|v(?:alue)?_head)(?:[./]|$)")
 
+_NESTED = re.compile(r"[./]")
+_MOST_STACKS = 32  # published models have up to a dozen
+_MOST_OUTSIDE = 1000  # names outside of blocks that are looked at for marks of a family
+
 _SPEAKING = ("decoder", "encoder-decoder", "hybrid", "state-space")  # kinds that give logits of tokens
 
 
@@ -35,6 +40,7 @@ class Stack:
     """Blocks of one model that follow one another."""
 
     path: str
+    tensors: int
     family: Family | None
     facts: Mapping[str, Fact]
 
@@ -59,18 +65,19 @@ def describe(shapes: Shapes, config: Mapping[str, Any] | None = None) -> Archite
     >>> [described.value(fact) for fact in ("family", "depth", "hidden", "ffn", "vocab")]
     ['gpt2', 1, 8, 32, 99]
     """
-    groups = groups_of(shapes)
+    names = named(shapes)
+    groups = groups_of(names)
     stacks = _stacks(groups)
-    main = _main(stacks, groups)
+    main = _main(stacks)
     family = main.family if main else family_of(one.pattern for one in groups)
-    facts = {**_names(family, shapes), **(main.facts if main else {})}
+    facts = {**_layout(family, groups, lora_ranks(names)), **(main.facts if main else {})}
     facts |= _tokens(groups, family, facts)
     told = config_facts(config or {})
     for key in told:
         if facts.get(key, NOTHING).value is None or key == "family":
             facts[key] = told[key]
     facts |= _heads_of_config(facts)
-    facts |= _parameters(shapes, groups, facts)
+    facts |= _parameters(names, groups, facts)
     return Architecture(facts, tuple(stacks))
 
 
@@ -78,7 +85,8 @@ def contradictions(architecture: Architecture, config: Mapping[str, Any] | None)
     """Where the configuration says something else than names and shapes do, among what both must agree on."""
     told = config_facts(config or {})
     found = []
-    for key in ("depth", "hidden", "experts"):
+    two_stacks = architecture.value("kind") == "encoder-decoder"  # config.json tells the depth of either
+    for key in ("hidden", "experts") if two_stacks else ("depth", "hidden", "experts"):
         own, other = architecture.facts.get(key, NOTHING), told.get(key, NOTHING)
         if own.source in ("shape", "name") and None not in (own.value, other.value) and own.value != other.value:
             found.append({"field": key, "value": own.value, "config": other.value})
@@ -87,43 +95,51 @@ def contradictions(architecture: Architecture, config: Mapping[str, Any] | None)
 
 def _stacks(groups: Sequence[Group]) -> list[Stack]:
     """Numbered blocks that have parts of their own: what is numbered otherwise are the layers of a small network."""
-    paths = dict.fromkeys(one.stack for one in groups if one.stack is not None)
-    inside = {path: [one for one in groups if one.stack == path] for path in paths}
-    nested = {path for path in inside if any(re.search(r"[./]", one.part) for one in inside[path])}
-    outside = [one.pattern for one in groups if one.stack is None]
+    inside: dict[str, list[Group]] = {}
+    for one in groups:
+        if one.stack is not None:
+            inside.setdefault(one.stack, []).append(one)
+    nested = {path for path, own in inside.items() if any(_NESTED.search(one.part) for one in own)}
+    largest = sorted(nested or inside, key=lambda path: -_tensors(inside[path]))[:_MOST_STACKS]
+    outside = [one.pattern for one in groups if one.stack is None][:_MOST_OUTSIDE]
     found = []
-    for path, own in inside.items():
-        if path in nested or not nested:
-            family = family_of([*(one.pattern for one in own), *outside])
-            found.append(Stack(path, family, stack_facts(own, family)))
+    for path in (path for path in inside if path in set(largest)):
+        family = family_of([*(one.pattern for one in inside[path]), *outside])
+        found.append(Stack(path, _tensors(inside[path]), family, stack_facts(inside[path], family)))
     return found
 
 
-def _main(stacks: Sequence[Stack], groups: Sequence[Group]) -> Stack | None:
+def _tensors(groups: Iterable[Group]) -> int:
+    return sum(one.count for one in groups)
+
+
+def _main(stacks: Sequence[Stack]) -> Stack | None:
     """That of the language model, or the one with the most tensors."""
-    sizes = {stack.path: sum(one.count for one in groups if one.stack == stack.path) for stack in stacks}
-    return max(stacks, key=lambda one: (not _TOWER.search(one.path.lower()), sizes[one.path]), default=None)
+    return max(stacks, key=lambda one: (not _TOWER.search(one.path.lower()), one.tensors), default=None)
 
 
-def _names(family: Family | None, shapes: Shapes) -> dict[str, Fact]:
-    adapter = is_adapter(shapes)
-    kind = "adapter" if adapter else family.kind if family else "convolution" if _is_convolution(shapes) else None
-    ranks = sorted(lora_ranks(shapes))
+def _layout(family: Family | None, groups: Sequence[Group], ranks: set[int] | None) -> dict[str, Fact]:
+    """`ranks` are those of an adapter, None for what is none."""
+    if ranks is not None:
+        several = f"the largest of {len(ranks):,}, the smallest is {min(ranks):,}" if len(ranks) > 1 else None
+        few = Fact(None, None, "an adapter has too few of the names")
+        rank = Fact(max(ranks), "shape", several) if ranks else NOTHING
+        return {"family": few, "layout": few, "kind": Fact("adapter", "name"), "lora_rank": rank}
+    kind = Fact(family.kind, "name") if family else NOTHING
+    if family is None and _is_convolution(groups):
+        kind = Fact("convolution", "shape")
     note = f"same names: {', '.join(family.also)}" if family and family.also else None
-    found = {
+    return {
         "family": Fact(family.name, "name", note) if family else NOTHING,
         "layout": Fact(family.name, "name") if family else NOTHING,
-        "kind": Fact(kind, "shape" if kind == "convolution" else "name") if kind else NOTHING,
+        "kind": kind,
     }
-    if adapter:
-        several = f"up to that; also {', '.join(map(str, ranks[:-1][:8]))}" if len(ranks) > 1 else None
-        found["lora_rank"] = Fact(ranks[-1], "shape", several) if ranks else NOTHING
-    return found
 
 
-def _is_convolution(shapes: Shapes) -> bool:
-    matrices = [len(shape) for shape in shapes.values() if shape and len(shape) >= 2]
-    return bool(matrices) and sum(rank in (4, 5) for rank in matrices) * 2 > len(matrices)
+def _is_convolution(groups: Iterable[Group]) -> bool:
+    """Whether most weights have the four or five dimensions of a convolution."""
+    sizes = [(len(one.shape), one.count) for one in groups if one.shape and len(one.shape) >= 2]
+    return sum(count if rank in (4, 5) else -count for rank, count in sizes) > 0
 
 
 def _tokens(groups: Sequence[Group], family: Family | None, facts: Mapping[str, Fact]) -> dict[str, Fact]:
@@ -171,8 +187,8 @@ def _heads_of_config(facts: Mapping[str, Fact]) -> dict[str, Fact]:
     return found
 
 
-def _parameters(shapes: Shapes, groups: Iterable[Group], facts: Mapping[str, Fact]) -> dict[str, Fact]:
-    total = stored_elements(shapes)
+def _parameters(names: Named, groups: Iterable[Group], facts: Mapping[str, Fact]) -> dict[str, Fact]:
+    total = stored_elements(names)
     if total is None:
         reason = Fact(None, None, "not all shapes are known")
         return {"params_total": reason, "params_active": reason}

@@ -61,7 +61,7 @@ class ArchitectureComparison:
     name: ClassVar[str] = "architecture_comparison"
     flag: ClassVar[str] = "--architecture-comparison"
     kind: ClassVar[Kind] = "H"
-    partials: ClassVar[tuple[str, ...]] = ()
+    partials: ClassVar[tuple[str, ...]] = ("config",)
     always: ClassVar[bool] = False
     in_all: ClassVar[bool] = True
     result: ClassVar[Mapping[str, str]] = {
@@ -74,6 +74,7 @@ class ArchitectureComparison:
         "kv_rank, q_rank: rows of the low-rank projections of MLA. lora_rank: rows of lora_A. params_total: elements "
         "as often as they are stored, without buffers and what decodes others; params_active: total - routed × "
         "(experts - experts_per_token) / experts. tied: no head is stored",
+        "unknown": "fields that nothing tells, with the reason",
         "stacks": "every stack of blocks by itself: member, stack, family, depth, hidden, ffn, q_dim, kv_dim, experts",
         "differences": "fields that differ between neighbours, both known from the same source",
         "changes": "per pair of neighbours that differ: how many tensors were added, removed, renamed, reshaped",
@@ -107,6 +108,7 @@ class ArchitectureComparison:
         result: dict[str, Any] = {
             "architectures": len(kinds),
             "fields": [row for one in kinds[:_ROWS] for row in _fields(series, one)],
+            "unknown": [row for one in kinds[:_ROWS] for row in _unknown(series, one)],
             "stacks": [row for one in kinds[:_ROWS] for row in _stacks(series, one)][: 2 * _ROWS],
             "differences": told[: 2 * _ROWS],
             **_changes(series, steps),
@@ -160,10 +162,19 @@ def _built(members: Sequence[Checkpoint]) -> list[Built]:
 
 
 def _fields(series: Series, built: Built) -> Iterator[dict[str, Any]]:
-    who = {"member": series.names[built.members[0]], "members": len(built.members)}
     for field, fact in built.architecture.facts.items():
-        reason = fact.note or (None if fact.source else "names, shapes and configuration do not tell")
-        yield {**who, "field": field, "value": fact.value, "source": fact.source, "note": reason}
+        if fact.value is not None:
+            who = {"member": series.names[built.members[0]], "members": len(built.members)}
+            yield {**who, "field": field, "value": fact.value, "source": fact.source, "note": fact.note}
+
+
+def _unknown(series: Series, built: Built) -> Iterator[dict[str, Any]]:
+    reasons: dict[str, list[str]] = {}
+    for field, fact in built.architecture.facts.items():
+        if fact.value is None:
+            reasons.setdefault(fact.note or "names, shapes and configuration do not tell", []).append(field)
+    for reason, fields in reasons.items():
+        yield {"member": series.names[built.members[0]], "fields": fields, "reason": reason}
 
 
 _OF_STACK = ("depth", "hidden", "ffn", "q_dim", "kv_dim", "head_dim", "experts")

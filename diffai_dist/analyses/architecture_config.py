@@ -28,7 +28,7 @@ def config_facts(config: Mapping[str, Any]) -> dict[str, Fact]:
     >>> {key: one.value for key, one in config_facts({"n_layer": 70, "model_type": "bloom", "n_head": -1}).items()}
     {'depth': 70, 'family': 'bloom'}
     """
-    inner = next((config[key] for key in _LANGUAGE if isinstance(config.get(key), Mapping)), {})
+    inner: Mapping[str, Any] = next((config[key] for key in _LANGUAGE if isinstance(config.get(key), Mapping)), {})
     found = {}
     for fact, keys in _KEYS.items():
         for key in keys.split():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,13 +28,8 @@ FREQUENCIES = "inv_freq"  # of rotary embeddings: a buffer that tells the size o
 _NF4 = ".quant_state.bitsandbytes__"
 _EXPERT_NUMBER = re.compile(r"experts?[./]$")
 
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A parameter as the model uses it: a decoded weight, the product of an adapter's two factors."""
-
-    shape: Shape | None
-    elements: int | None  # of the shape, or where only their number is known
+Tensors = Sequence[tuple[str, tuple[int, ...], Shape | None]]  # name, the numbers in it, shape
+Named = Mapping[str, Tensors]  # by pattern
 
 
 @dataclass(frozen=True)
@@ -76,60 +71,66 @@ class Group:
         return not self.pattern.endswith(("bias", "beta")) and (self.shape is None or len(self.shape) >= 2)
 
 
-def groups_of(shapes: Shapes) -> list[Group]:
-    """All parameters by pattern, in the order of their first names, and rotary frequencies; other buffers, and what
-    only decodes others, are left out.
+def named(shapes: Shapes) -> Named:
+    """Names and shapes by pattern, in the order of their first names.
 
-    >>> [(one.pattern, one.count, one.shape) for one in groups_of({"h.0.w": (2, 3), "h.1.w": (2, 3)})]
-    [('h.#.w', 2, (2, 3))]
+    >>> named({"h.0.w": (2, 3), "h.1.w": None})
+    {'h.#.w': [('h.0.w', (0,), (2, 3)), ('h.1.w', (1,), None)]}
     """
-    found: dict[str, list[tuple[str, tuple[int, ...], Stored]]] = {}
-    for name, stored in _parameters(shapes).items():
-        text, numbers = pattern(name)
-        found.setdefault(text, []).append((name, numbers, stored))
-    return [_group(text, members) for text, members in found.items()]
-
-
-def _group(text: str, members: list[tuple[str, tuple[int, ...], Stored]]) -> Group:
-    numbers = tuple(map(frozenset, zip(*(one for _, one, _ in members), strict=True)))
-    known = Counter(stored for _, _, stored in members if stored.elements is not None)
-    most = min(known, key=lambda one: (-known[one], str(one.shape))) if known else Stored(None, None)
-    return Group(text, role(members[0][0]), numbers, len(members), most.shape, most.elements)
-
-
-def _parameters(shapes: Shapes) -> dict[str, Stored]:
-    found: dict[str, Stored] = {}
+    found: dict[str, list[tuple[str, tuple[int, ...], Shape | None]]] = {}
     for name, shape in shapes.items():
-        if _ENCODING.search(name) or (is_buffer(name, shape) and not name.endswith(FREQUENCIES)):
-            continue
-        if factor := _LORA.search(name):
-            module = f"{name[: factor.start()]}.weight"
-            found[module] = _product(found.get(module), shape, first=factor["first"] is not None)
-        elif name.endswith(".qweight"):
-            found[f"{name[:-8]}.weight"] = Stored(None, None)
-        else:
-            found[name] = _decoded(name, shape, shapes)
+        text, numbers = pattern(name)
+        found.setdefault(text, []).append((name, numbers, shape))
     return found
 
 
-def _decoded(name: str, shape: Shape | None, shapes: Shapes) -> Stored:
-    if shape is None:
-        return Stored(None, None)
-    if any(f"{name}{_NF4}{kind}" in shapes for kind in ("nf4", "fp4")):  # two elements in each byte, in one column
-        return Stored(None, 2 * math.prod(shape))
-    return Stored(shape, math.prod(shape))
+def groups_of(names: Named) -> list[Group]:
+    """Parameters as a model uses them, and rotary frequencies: a decoded weight, the product of an adapter's factors.
 
-
-def _product(other: Stored | None, shape: Shape | None, first: bool) -> Stored:
-    """[out, in] out of [rank, in] and [out, rank], once both are there: until then the size that does not come from it.
-
-    Names come in any order, and either factor alone stands in its own place of a shape with a 0.
+    Other buffers, and what only decodes others, are left out.
     """
-    if shape is None or len(shape) != 2:
-        return Stored(None, None)
-    known = other.shape if other and other.shape else (0, 0)
-    made = (known[0], shape[1]) if first else (shape[0], known[1])
-    return Stored(made, math.prod(made))
+    last = {text[: found.start()]: text for text in names if (found := _LORA.search(text)) and not found["first"]}
+    return [group for text in names if (group := _group(text, names, last)) is not None]
+
+
+def _group(text: str, names: Named, last: Mapping[str, str]) -> Group | None:
+    """`last` has the factors that come last, by the module they belong to."""
+    shape = _commonest(names[text])
+    if _ENCODING.search(text) or (is_buffer(text, shape) and not text.endswith(FREQUENCIES)):
+        return None
+    if factor := _LORA.search(text):
+        module = text[: factor.start()]
+        after = _commonest(names[last[module]]) if module in last else None
+        product = _product(shape, after)
+        size = math.prod(product) if product else None
+        return _made(f"{module}.weight", names[text], product, size) if factor["first"] else None
+    if text.endswith(".qweight"):
+        return _made(f"{text[:-8]}.weight", names[text], None, None)
+    if _is_packed(text, names):
+        return _made(text, names[text], None, None if shape is None else 2 * math.prod(shape))
+    return _made(text, names[text], shape, None if shape is None else math.prod(shape))
+
+
+def _made(text: str, members: Tensors, shape: Shape | None, elements: int | None) -> Group:
+    numbers = tuple(map(frozenset, zip(*(one for _, one, _ in members), strict=True)))
+    return Group(text, role(members[0][0]), numbers, len(members), shape, elements)
+
+
+def _commonest(members: Tensors) -> Shape | None:
+    known = Counter(shape for _, _, shape in members if shape is not None)
+    return min(known, key=lambda one: (-known[one], one), default=None)
+
+
+def _is_packed(text: str, names: Named) -> bool:
+    """Whether bitsandbytes keeps two elements in each byte, all in one column."""
+    return f"{text}{_NF4}nf4" in names or f"{text}{_NF4}fp4" in names
+
+
+def _product(first: Shape | None, last: Shape | None) -> Shape | None:
+    """[out, in] out of [rank, in] and [out, rank]."""
+    if first is None or last is None or not len(first) == len(last) == 2:
+        return None
+    return last[0], first[1]
 
 
 def is_buffer(name: str, shape: Shape | None) -> bool:
@@ -137,30 +138,20 @@ def is_buffer(name: str, shape: Shape | None) -> bool:
     return bool(_BUFFER.search(name)) or (name.endswith("attn.bias") and shape is not None and len(shape) == 4)
 
 
-def lora_ranks(shapes: Shapes) -> set[int]:
-    """The ranks of an adapter: rows of the factors that come first."""
-    return {shape[0] for name, shape in _first_factors(shapes) if shape}
+def lora_ranks(names: Named) -> set[int] | None:
+    """The ranks of an adapter, rows of the factors that come first; None where there are no such factors."""
+    first = [text for text in names if (found := _LORA.search(text)) and found["first"]]
+    return {shape[0] for text in first for _, _, shape in names[text] if shape} if first else None
 
 
-def is_adapter(shapes: Shapes) -> bool:
-    """Whether some tensors are low-rank factors."""
-    return any(True for _ in _first_factors(shapes))
-
-
-def _first_factors(shapes: Shapes) -> Iterator[tuple[str, Shape | None]]:
-    for name, shape in shapes.items():
-        if (found := _LORA.search(name)) and found["first"]:
-            yield name, shape
-
-
-def stored_elements(shapes: Shapes) -> int | None:
+def stored_elements(names: Named) -> int | None:
     """How many parameters there are, each as often as it is stored; None where a shape or an encoding is not known."""
     total = 0
-    for name, shape in shapes.items():
-        if is_buffer(name, shape) or _ENCODING.search(name):
+    for text, members in names.items():
+        if _ENCODING.search(text) or is_buffer(text, _commonest(members)):
             continue
-        size = None if name.endswith(".qweight") else _decoded(name, shape, shapes).elements
-        if size is None:
+        shapes = [shape for _, _, shape in members]
+        if text.endswith(".qweight") or None in shapes:
             return None
-        total += size
+        total += (1 + _is_packed(text, names)) * sum(math.prod(shape) for shape in shapes if shape is not None)
     return total

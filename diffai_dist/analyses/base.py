@@ -23,7 +23,8 @@ class Explained(Protocol):
     name: ClassVar[str]
     flag: ClassVar[str]
     kind: ClassVar[Kind]
-    partials: ClassVar[tuple[str, ...]]  # "gram", or out of partials.DETAILS; moments and shifts are always there
+    # "gram", "config" for config.json, or out of partials.DETAILS; headers, moments and shifts are always there.
+    partials: ClassVar[tuple[str, ...]]
     result: ClassVar[Mapping[str, str]]  # every key of the result: what it is, its unit, its formula
     rules: ClassVar[Mapping[str, str]]  # every rule that a finding may have: the test in words, and its severity
     sources: ClassVar[tuple[str, ...]]

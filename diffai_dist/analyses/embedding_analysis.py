@@ -1,4 +1,4 @@
-"""What happened to the tokens: rows of embeddings and heads that moved, that are new, and whether both are still one."""
+"""What happened to tokens: rows of embeddings and heads that moved, or are new, and whether both are still one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffai_dist.analyses.telling import told_here
 from diffai_dist.records import AnalysisRecord, Finding, Measurements, TensorRecord
 
 if TYPE_CHECKING:
-    from diffai_dist.analyses.vocabulary import Tie
+    from diffai_dist.analyses.vocabulary import Tie, Vocabulary
 
 _ROWS = 20  # of a table of tokens
 
@@ -31,7 +31,7 @@ class EmbeddingAnalysis:
     name: ClassVar[str] = "embedding_analysis"
     flag: ClassVar[str] = "--embedding-analysis"
     kind: ClassVar[Kind] = "2"
-    partials: ClassVar[tuple[str, ...]] = ("content", "rows")
+    partials: ClassVar[tuple[str, ...]] = ("config", "content", "rows")
     in_all: ClassVar[bool] = True
     result: ClassVar[Mapping[str, str]] = {
         "tied": "of baseline and candidate (side): embedding and head by name (null: none), by_file, by_value and"
@@ -73,40 +73,21 @@ class EmbeddingAnalysis:
         from diffai_dist.analyses.vocabulary import Vocabulary  # brings NumPy, which --help does not need
 
         vocabulary = Vocabulary(measured, pair_index)
-        ties = [vocabulary.tie(member) for member in vocabulary.members]
+        baseline, candidate = vocabulary.members
+        ties = vocabulary.tie(baseline), vocabulary.tie(candidate)
         resized = list(vocabulary.resized())
-        undertrained, number = vocabulary.undertrained(self.undertrained_share)
+        undertrained = vocabulary.undertrained(self.undertrained_share)
         result: dict[str, Any] = {
             "tied": [_tie_row(*one) for one in zip(("baseline", "candidate"), ties, strict=True)],
             "tables": [vocabulary.table(tensor, self.decay_distance) for tensor in vocabulary.paired],
             "top_tokens": vocabulary.top(_ROWS),
             "resized": resized,
-            "undertrained": undertrained[:_ROWS],
-            "undertrained_of": number,
+            "undertrained": (undertrained or [])[:_ROWS],
+            "undertrained_of": None if undertrained is None else len(undertrained),
         }
-        findings = (
-            *self._broken(measured, pair_index),
-            *_lost(ties),
-            *self._rebuilt(vocabulary.cosines(ties[0], ties[1])),
-            *_of_resized(resized),
-        )
-        return AnalysisRecord(self.name, result, findings)
-
-    def _broken(self, measured: Measurements, pair_index: int) -> Iterator[Finding]:
-        """What is wrong with one side by itself."""
-        from diffai_dist.analyses.vocabulary import Vocabulary
-
-        def problems(member: int) -> dict[str, tuple[str | None, str]]:
-            tie = Vocabulary(measured, pair_index).tie(member)
-            found = {}
-            if tie.zero_head:
-                found["zero-head"] = (tie.head, "zeros, all its values")
-            elif tie.by_config and tie.by_value is False:
-                found["tie-disagrees"] = (tie.head, f"the config ties it to {tie.embedding}, whose values differ")
-            return found
-
-        for side, rule, (tensor, words) in told_here(measured.comparison.pairs, pair_index, problems):
-            yield Finding(rule, "high", tensor, None, None, f"of the {side}: {words}")
+        untied = [*_broken(vocabulary), *_lost(ties)]
+        rebuilt = [] if untied else self._rebuilt(vocabulary.cosines(*ties))  # the same fault, said once
+        return AnalysisRecord(self.name, result, (*untied, *rebuilt, *_of_resized(resized)))
 
     def _rebuilt(self, cosines: tuple[str, float, float] | None) -> Iterator[Finding]:
         if cosines is None:
@@ -127,6 +108,22 @@ def _tie_row(side: str, tie: Tie) -> dict[str, Any]:
         "by_value": tie.by_value,
         "by_config": tie.by_config,
     }
+
+
+def _broken(vocabulary: Vocabulary) -> Iterator[Finding]:
+    """What is wrong with one side by itself."""
+
+    def problems(member: int) -> dict[str, tuple[str | None, str]]:
+        tie = vocabulary.tie(member)
+        if tie.zero_head:
+            return {"zero-head": (tie.head, "zeros, all its values")}
+        if tie.by_config and tie.by_value is False:
+            return {"tie-disagrees": (tie.head, f"the config ties it to {tie.embedding}, whose values differ")}
+        return {}
+
+    pairs = vocabulary.measured.comparison.pairs
+    for side, rule, (tensor, words) in told_here(pairs, vocabulary.pair_index, problems):
+        yield Finding(rule, "high", tensor, None, None, f"of the {side}: {words}")
 
 
 def _lost(ties: Sequence[Tie]) -> Iterator[Finding]:

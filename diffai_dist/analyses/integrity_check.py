@@ -76,7 +76,8 @@ class IntegrityCheck:
     in_all: ClassVar[bool] = True
     result: ClassVar[Mapping[str, str]] = {
         "members": "checkpoints that were opened, and those that could not be",
-        "violations": f"what breaks a rule: member, rule, object, count of tensors or files, found; the first {_ROWS}",
+        "violations": "what breaks a rule: member, rule, object, count of tensors or files, the first of their names, "
+        f"what was found; {_ROWS} at most",
         "violations_of": "how many there are",
         "empty": "members with tensors without elements: how many of how many, how many of these are expected to have "
         f"elements, and the first {_NAMES} names",
@@ -148,7 +149,14 @@ def _closed(series: Series) -> Iterator[Finding]:
 def _closed_rows(series: Series) -> Iterator[dict[str, Any]]:
     for name, failures in series.closed.items():
         for one in failures[:1]:
-            yield {"member": name, "rule": "unopened", "object": one.object, "count": None, "found": one.found}
+            yield {
+                "member": name,
+                "rule": "unopened",
+                "object": one.object,
+                "count": None,
+                "names": [],
+                "found": one.found,
+            }
 
 
 def _rows(series: Series, member: int, checkpoint: Checkpoint) -> Iterator[dict[str, Any]]:
@@ -157,7 +165,7 @@ def _rows(series: Series, member: int, checkpoint: Checkpoint) -> Iterator[dict[
     for one in checkpoint.violations:
         count = len(one.names) or lost.get(one.object)
         row = {"member": series.names[member], "rule": one.rule, "object": one.object}
-        yield {**row, "count": count, "found": one.found}
+        yield {**row, "count": count, "names": list(one.names[:_NAMES]), "found": one.found}
 
 
 def _broken(series: Series, member: int, checkpoint: Checkpoint) -> Iterator[Finding]:

@@ -23,6 +23,10 @@ class Lines:
         """Sums of each `size` rows that follow each other."""
         return Lines(*(one.reshape(-1, size).sum(axis=1) for one in (self.aa, self.bb, self.d2, self.along)))
 
+    def repeated(self, times: int) -> Lines:
+        """Each row so many times."""
+        return Lines(*(one.repeat(times) for one in (self.aa, self.bb, self.d2, self.along)))
+
     def __add__(self, other: Lines) -> Lines:
         return Lines(self.aa + other.aa, self.bb + other.bb, self.d2 + other.d2, self.along + other.along)
 

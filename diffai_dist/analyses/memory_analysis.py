@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from diffai_dist.analyses.architecture import Architecture, describe
 from diffai_dist.analyses.architecture_comparison import shapes_of
 from diffai_dist.analyses.base import Kind, finding, threshold
-from diffai_dist.analyses.roles import role
+from diffai_dist.analyses.roles import pattern, role
 from diffai_dist.analyses.savings import Saving, savings
 from diffai_dist.analyses.staleness_check import is_state
 from diffai_dist.records import AnalysisRecord, Finding
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from diffai_dist.checkpoint import Checkpoint
 
 _ROWS = 20
+_STATE = "optimizer"
 _SPEAKING = ("decoder", "encoder-decoder", "hybrid")  # kinds that keep keys and values of earlier tokens
 
 FORMULAS = {
@@ -38,16 +38,17 @@ FORMULAS = {
 
 @dataclass(frozen=True)
 class Held:
-    """Members of the same tensors and configuration, by index."""
+    """Members of the same tensors and configuration, by index; tensors and bytes by dtype and role."""
 
     tensors: Mapping[str, tuple[str, tuple[int, ...], int]]
     config: Mapping[str, Any] | None
     architecture: Architecture
     members: list[int]
+    sizes: Mapping[tuple[str, str], tuple[int, int]]
 
-    def nbytes(self, state: bool) -> int:
+    def nbytes(self, state: bool = False) -> int:
         """Of the weights, or of the optimizer's state."""
-        return sum(size for name, (_, _, size) in self.tensors.items() if is_state(name) == state)
+        return sum(size for (_, group), (_, size) in self.sizes.items() if (group == _STATE) == state)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class MemoryAnalysis:
     name: ClassVar[str] = "memory_analysis"
     flag: ClassVar[str] = "--memory-analysis"
     kind: ClassVar[Kind] = "H"
-    partials: ClassVar[tuple[str, ...]] = ("content",)
+    partials: ClassVar[tuple[str, ...]] = ("config", "content")
     always: ClassVar[bool] = False
     in_all: ClassVar[bool] = True
     result: ClassVar[Mapping[str, str]] = {
@@ -77,7 +78,7 @@ class MemoryAnalysis:
         "estimates": "bytes: train_weights, train_gradients, train_optimizer, train_total, activations; "
         "kv_bytes_per_token, kv_bytes, serving, fits (null without device_memory)",
         "inputs": "what the estimates assume",
-        "formulas": "how they are computed",
+        "formulas": "how they are computed, of each",
         "savings": "kind (duplicate, bf16-in-f32, f16-in-f32), tensors, and the bytes saved if each were stored once, "
         "or in the narrower dtype; `members` that have it, `member` the first",
         "largest_savings": f"the {_ROWS} largest among them by tensor: `tensor`, what it equals or holds, bytes saved",
@@ -112,18 +113,18 @@ class MemoryAnalysis:
         result: dict[str, Any] = {
             "delta_bytes": _delta(series, held, 0, len(series.members) - 1),
             "weights": [{**_who(series, one), **_sizes(series, one)} for one in held[:_ROWS]],
-            "by_dtype": [row for one in held[:_ROWS] for row in _table(series, one, "dtype")],
-            "by_role": [row for one in held[:_ROWS] for row in _table(series, one, "role")],
+            "by_dtype": [row for one in held[:_ROWS] for row in _table(series, one, 0, "dtype")],
+            "by_role": [row for one in held[:_ROWS] for row in _table(series, one, 1, "role")],
             "deltas": list(itertools.islice(_deltas(series, held), _ROWS)),
             "estimates": rows,
             "inputs": {key: getattr(self, key) for key in _INPUTS},
-            "formulas": FORMULAS,
+            "formulas": [{"of": key, "formula": formula} for key, formula in FORMULAS.items()],
             **_saved(series),
         }
         return AnalysisRecord(self.name, result, tuple(self._findings(rows)))
 
     def _estimate(self, held: Held) -> dict[str, Any]:
-        facts, weights = held.architecture, held.nbytes(state=False)
+        facts, weights = held.architecture, held.nbytes()
         per_token = self._kv_bytes_per_token(facts)
         cached = None if per_token is None else per_token * self.batch * self.sequence
         serving = weights + (cached or 0)
@@ -181,7 +182,22 @@ def _held(members: Sequence[Checkpoint]) -> list[Held]:
         if same and members[same.members[0]].unreadable.keys() == member.unreadable.keys():
             same.members.append(index)
         else:
-            found.append(Held(tensors, member.config, describe(shapes_of(member), member.config), [index]))
+            architecture = describe(shapes_of(member), member.config)
+            found.append(Held(tensors, member.config, architecture, [index], _by_dtype_and_role(tensors)))
+    return found
+
+
+def _by_dtype_and_role(
+    tensors: Mapping[str, tuple[str, tuple[int, ...], int]],
+) -> dict[tuple[str, str], tuple[int, int]]:
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    roles: dict[str, str] = {}  # by pattern: looking at each name would take most of the time
+    for name, (dtype, _, size) in tensors.items():
+        text = pattern(name)[0]
+        if text not in roles:
+            roles[text] = _STATE if is_state(name) else role(name)
+        count, nbytes = found.get((dtype, roles[text]), (0, 0))
+        found[dtype, roles[text]] = count + 1, nbytes + size
     return found
 
 
@@ -192,23 +208,21 @@ def _who(series: Series, held: Held) -> dict[str, Any]:
 def _sizes(series: Series, held: Held) -> dict[str, Any]:
     checkpoint = series.measured.comparison.members[held.members[0]]
     return {
-        "bytes": held.nbytes(state=False),
+        "bytes": held.nbytes(),
         "optimizer_bytes": held.nbytes(state=True),
         "parameters": held.architecture.value("params_total"),
         "unread": len(checkpoint.unreadable) + bool(checkpoint.unknown),
     }
 
 
-def _table(series: Series, held: Held, key: str) -> Iterator[dict[str, Any]]:
+def _table(series: Series, held: Held, place: int, key: str) -> Iterator[dict[str, Any]]:
     """Rows by dtype or role, the largest first."""
-    tensors, nbytes = Counter[str](), Counter[str]()
-    for name, (dtype, _, size) in held.tensors.items():
-        group = dtype if key == "dtype" else "optimizer" if is_state(name) else role(name)
-        tensors[group] += 1
-        nbytes[group] += size
-    for group in sorted(nbytes, key=lambda one: (-nbytes[one], one)):
-        row = {key: group, "tensors": tensors[group], "bytes": nbytes[group]}
-        yield {"member": series.names[held.members[0]], **row}
+    sums: dict[str, tuple[int, int]] = {}
+    for group, (count, size) in held.sizes.items():
+        before = sums.get(group[place], (0, 0))
+        sums[group[place]] = before[0] + count, before[1] + size
+    for name, (count, size) in sorted(sums.items(), key=lambda one: (-one[1][1], one[0])):
+        yield {"member": series.names[held.members[0]], key: name, "tensors": count, "bytes": size}
 
 
 def _of(held: Sequence[Held], member: int) -> Held:
@@ -219,7 +233,7 @@ def _delta(series: Series, held: Sequence[Held], before: int, after: int) -> int
     sides = [series.measured.comparison.members[member] for member in (before, after)]
     if any(one.unreadable or one.unknown for one in sides):
         return None
-    return _of(held, after).nbytes(state=False) - _of(held, before).nbytes(state=False)
+    return _of(held, after).nbytes() - _of(held, before).nbytes()
 
 
 def _deltas(series: Series, held: Sequence[Held]) -> Iterator[dict[str, Any]]:

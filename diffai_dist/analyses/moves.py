@@ -161,14 +161,13 @@ def runs(moves: Moves) -> Iterator[dict[str, Any]]:
         blocks.setdefault(one.block, []).append(one)
     row: dict[str, Any] | None = None
     for name, parts in blocks.items():
-        moved = sorted({one.role for one in parts if one.moved})
-        still = sorted({one.role for one in parts if not one.moved})
-        if row and (row["moved"], row["frozen"]) == (", ".join(moved), ", ".join(still)):
+        moved, still = (", ".join(sorted({one.role for one in parts if one.moved is how})) for how in (True, False))
+        if row and (row["moved"], row["frozen"]) == (moved or None, still or None):
             row |= {"to": name, "blocks": row["blocks"] + 1}
             continue
         if row:
             yield row
-        row = {"from": name, "to": name, "blocks": 1, "moved": ", ".join(moved), "frozen": ", ".join(still)}
+        row = {"from": name, "to": name, "blocks": 1, "moved": moved or None, "frozen": still or None}
     if row:
         yield row
 

@@ -14,22 +14,29 @@ from diffai_dist.records import Measurements
 
 LISTED = 20  # rows of a table
 BLOCKS = 128
-NO_CODES = "codes were not counted: that takes the histogram of 8-bit tensors"
+NO_CODES = "no codes of 8 bits were counted"
 
 # The largest magnitude of a grid, beyond which values are clipped.
 _ENDS = {"I8": 127, "U8": 255, "F8_E4M3": 448, "F8_E5M2": 57344, "F8_E4M3FNUZ": 240, "F8_E5M2FNUZ": 57344}
 
 
 def bits_per_weight(tensors: Sequence[Narrowed]) -> float | None:
+    """Stored bits, those of scales among them, for each element; None without elements."""
     elements = sum(one.after.elements for one in tensors)
     return 8 * sum(one.nbytes for one in tensors) / elements if elements else None
 
 
 def effective_bits(peak: float, noise: float) -> float | None:
+    """Bits of an even grid with that noise, 0 where it would have none; None without noise.
+
+    >>> effective_bits(3.0 * 4.0**8, 1.0), effective_bits(1.0, 0.0)
+    (8.0, None)
+    """
     return max((math.log2(peak) - math.log2(3 * noise)) / 2, 0.0) if peak and noise else None
 
 
 def defined(value: float) -> float | None:
+    """The number as JSON can hold it."""
     return float(value) if math.isfinite(value) else None
 
 
@@ -45,6 +52,7 @@ def worst_row(noise: Noise) -> tuple[int, float] | None:
 
 
 def worst_channel(known: Sequence[Noise]) -> dict[str, Any] | None:
+    """The row of any tensor that lost most."""
     found = [(worst[1], one.one.name, worst[0]) for one in known if (worst := worst_row(one))]
     if not found:
         return None
@@ -53,16 +61,18 @@ def worst_channel(known: Sequence[Noise]) -> dict[str, Any] | None:
 
 
 def by_block(known: Sequence[Noise]) -> list[float | None]:
+    """SQNR of each block in the order of names; None where nothing was lost."""
     blocks: dict[str, list[Noise]] = {}
     for one in known:
         blocks.setdefault(block(one.one.name), []).append(one)
     sums = [
         (math.fsum(one.signal for one in group), math.fsum(one.noise for one in group)) for group in blocks.values()
     ]
-    return [defined(decibels(signal, noise)) for signal, noise in sums[:128]]
+    return [defined(decibels(signal, noise)) for signal, noise in sums[:BLOCKS]]
 
 
 def conversions(chosen: Sequence[Narrowed]) -> list[dict[str, Any]]:
+    """Tensors by dtypes, and by what a scale of theirs belongs to."""
     counts = Counter((one.before.dtype, one.after.dtype, _scheme(one)) for one in chosen)
     keys = ("from", "to", "scale", "tensors")
     return [dict(zip(keys, (*kind, number), strict=True)) for kind, number in sorted(counts.items())[:LISTED]]
@@ -131,9 +141,9 @@ def code_counts(measured: Measurements, pair_index: int, one: Narrowed) -> dict[
 
 
 def clipped(codes: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
-    total = sum(one["codes"] for one in codes.values())
-    clipped = sum(one["clipped"] for one in codes.values())
-    return {"clipped_fraction": clipped / total if total else None, "clip_reason": None if total else NO_CODES}
+    """The share of all counted codes that are at the ends of their grids."""
+    total, ends = (sum(one[key] for one in codes.values()) for key in ("codes", "clipped"))
+    return {"clipped_fraction": ends / total if total else None, "clip_reason": None if total else NO_CODES}
 
 
 def packed(measured: Measurements, pair_index: int) -> Iterator[tuple[str, str]]:

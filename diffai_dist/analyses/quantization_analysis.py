@@ -66,6 +66,7 @@ class QuantizationAnalysis:
         "tensors": "tensors that the candidate holds narrower",
         "measured": "those with numbers",
         "below_theory": "those whose shortfall makes a finding",
+        "overflowed": "elements that are finite in the baseline alone, and in no other number",
         "reason": "why numbers are missing; null where none are",
         "worst_channel": "tensor, row, and SQNR in dB of the row that lost most, of tensors of two axes and more",
         "clipped_fraction": "share of 8-bit codes at the ends of their grid; null, with clip_reason",
@@ -81,8 +82,10 @@ class QuantizationAnalysis:
         "missing-or-inverted-scale": "integer codes without a scale that are not the baseline's values: critical; a "
         "matrix in the baseline's direction, but 9 of 10 rows longer or shorter by more than scale_factor: high",
         "invalid-scale": "a scale that is 0, NaN or infinite, of a row that is not 0: critical",
+        "overflow": "elements that the narrower dtype made infinite or NaN: critical",
         "lost-channel": "a row with more noise than signal, SQNR below channel_db: high",
         "precision-loss": "SQNR below theory by more than low_db (low), medium_db (medium), high_db (high)",
+        "coarse-grid": "SQNR below coarse_db where rounding is as in theory: a grid that does not fit: low",
     }
     sources: ClassVar[tuple[str, ...]] = (
         "SQNR of rounding and of even grids: derived, as in the definition",
@@ -94,6 +97,7 @@ class QuantizationAnalysis:
     medium_db: float = threshold(6.02, "dB below theory, one effective bit, from which it is medium")
     high_db: float = threshold(12.0, "dB below theory from which it is high")
     channel_db: float = threshold(0.0, "SQNR in dB below which a row counts as lost")
+    coarse_db: float = threshold(15.0, "SQNR in dB below which even correct rounding is worth a finding")
     scale_factor: float = threshold(1.25, "factor, either way, from which a scale is called wrong")
     same_direction: float = threshold(0.05, "largest 1 - cos, in the middle row, of values that differ by their scale")
 
@@ -113,6 +117,7 @@ class QuantizationAnalysis:
             "tensors": len(chosen),
             "measured": len(known),
             "below_theory": sum(one.shortfall > self.low_db for one in known),
+            "overflowed": sum(_overflowed(measured, pair_index, one) for one in chosen),
             "reason": _reason(chosen, known, unsupported),
             "worst_channel": worst_channel(known),
             **clipped(codes),
@@ -128,30 +133,39 @@ class QuantizationAnalysis:
         self, measured: Measurements, pair_index: int, chosen: Sequence[Narrowed], known: Sequence[Noise], faults: Any
     ) -> Iterator[Finding]:
         """What explains more comes first, and what it explains is not told again."""
-        factors = {row["tensor"]: row["factor"] for row in faults}
         for one in chosen:
             if one.scale and (number := _invalid(measured, pair_index, one)):
                 source = "a scale is a finite number that is not 0"
                 yield Finding("invalid-scale", "critical", one.scale.name, number, 0, source)
-        rule, bare = "missing-or-inverted-scale", {one.name for one in chosen if one.coded and one.scale is None}
-        for name in [one.name for one in chosen]:
-            if name in bare:
+            if number := _overflowed(measured, pair_index, one):
+                yield Finding("overflow", "critical", one.name, number, 0, "counts of finite values on both sides")
+        wrong = tuple(self._wrong(chosen, {row["tensor"]: row["factor"] for row in faults}))
+        yield from wrong
+        explained = {one.tensor for one in wrong}
+        for noise in sorted(known, key=lambda one: -one.shortfall):
+            if noise.one.name not in explained:
+                yield from self._loss(noise)
+
+    def _wrong(self, chosen: Sequence[Narrowed], factors: Mapping[str, float]) -> Iterator[Finding]:
+        """Codes without a scale, and matrices that are a factor too long or too short."""
+        rule = "missing-or-inverted-scale"
+        for one in chosen:
+            if one.coded and one.scale is None:
                 source = "codes without a scale beside them have no values"
-                yield Finding(rule, "critical", name, factors.get(name), None, source)
-            elif name in factors:
-                yield finding(self, rule, "high", name, factors[name], "scale_factor")
-        rest = [one for one in known if one.one.name not in bare | factors.keys()]
-        for noise in sorted(rest, key=lambda one: -one.shortfall):
-            if (worst := worst_row(noise)) is not None and worst[1] < self.channel_db:
-                yield finding(self, "lost-channel", "high", noise.one.name, worst[1], "channel_db")
-            yield from self._loss(noise)
+                yield Finding(rule, "critical", one.name, factors.get(one.name), None, source)
+            elif one.name in factors:
+                yield finding(self, rule, "high", one.name, factors[one.name], "scale_factor")
 
     def _loss(self, noise: Noise) -> Iterator[Finding]:
+        if (worst := worst_row(noise)) is not None and worst[1] < self.channel_db:
+            yield finding(self, "lost-channel", "high", noise.one.name, worst[1], "channel_db")
         limits: tuple[tuple[Severity, str], ...] = (("high", "high_db"), ("medium", "medium_db"), ("low", "low_db"))
         for severity, option in limits:
             if noise.shortfall > getattr(self, option):
                 yield finding(self, "precision-loss", severity, noise.one.name, noise.shortfall, option)
                 return
+        if noise.db < self.coarse_db:
+            yield finding(self, "coarse-grid", "low", noise.one.name, noise.db, "coarse_db")
 
     def _fault(self, noise: Noise) -> dict[str, Any] | None:
         """The factor by which a matrix is too long or too short, if it is that alone in 9 of 10 rows."""
@@ -171,10 +185,13 @@ class QuantizationAnalysis:
 
 def _like(noise: Noise) -> str:
     """What would make such rows of the scale."""
+    import numpy as np
+
     scale = noise.one.scale.values if noise.one.scale else None
     if scale is None:
         return "missing"
-    return "inverted" if _is_one(noise.factors / scale**2) else "wrong"
+    with np.errstate(all="ignore"):
+        return "inverted" if _is_one(noise.factors / scale**2) else "wrong"
 
 
 def _is_one(values: np.ndarray) -> bool:
@@ -195,6 +212,12 @@ def _invalid(measured: Measurements, pair_index: int, one: Narrowed) -> int:
     rows = measured.details.rows.get((one.index, measured.comparison.pairs[pair_index].baseline))
     empty = rows["squares"] == 0 if rows is not None and values.size == rows.size else np.zeros(values.shape, bool)
     return int(np.sum(~np.isfinite(values) | ((values == 0) & ~empty)))
+
+
+def _overflowed(measured: Measurements, pair_index: int, one: Narrowed) -> int:
+    baseline = measured.comparison.pairs[pair_index].baseline
+    finite, both = measured.moments["finite"][one.index, baseline], measured.shifts["both"][one.index, pair_index]
+    return int(finite - both)
 
 
 def _sizes(measured: Measurements, pair_index: int) -> dict[str, Any]:

@@ -31,17 +31,14 @@ def _said(what: str, value: Any) -> Evidence:
 
 def _common(moves: Moves) -> list[Evidence]:
     """What qualifies any label."""
-    told = [_said("tensors in the candidate alone", len(moves.others.get("added", ())))]
-    told.append(_said("tensors in the baseline alone", len(moves.others.get("removed", ()))))
-    told.append(_said("tensors that could not be compared", sum(map(len, _unknown(moves)))))
-    told.append(
-        _said("tensors of another dtype, whose rounding counts as a move", sum(one.retyped for one in moves.moved))
-    )
-    return [one for one in told if one["value"]]
-
-
-def _unknown(moves: Moves) -> list[tuple[str, ...]]:
-    return [moves.others.get(status, ()) for status in ("incomparable", "failed")]
+    counts = {status: len(names) for status, names in moves.others.items()}
+    told = {
+        "tensors in the candidate alone": counts.get("added", 0),
+        "tensors in the baseline alone": counts.get("removed", 0),
+        "tensors that could not be compared": counts.get("incomparable", 0) + counts.get("failed", 0),
+        "tensors of another dtype, whose rounding counts as a move": sum(one.retyped for one in moves.moved),
+    }
+    return [_said(what, number) for what, number in told.items() if number]
 
 
 def _adapter(moves: Moves) -> list[Evidence] | None:

@@ -116,11 +116,13 @@ def block(name: str) -> str:
 def pattern(name: str) -> tuple[str, tuple[int, ...]]:
     """The name with `#` for each number that is a component, and these numbers. A longer one than LONGEST has none.
 
+    Nor has one with a `#` of its own, so that patterns of one text have equally many numbers.
+
     >>> pattern("model.layers.12.mlp.experts.3.w1.weight"), pattern("layers_3/mlp/kernel"), pattern("net_2.weight")
     (('model.layers.#.mlp.experts.#.w1.weight', (12, 3)), ('layers_#/mlp/kernel', (3,)), ('net_2.weight', ()))
     """
-    if len(name) > LONGEST:
-        return name, ()
+    if len(name) > LONGEST or "#" in name:
+        return name.replace("#", "\\#"), ()
     if found := _NUMBERED.findall(name):
         return _NUMBERED.sub("#", name), tuple(map(int, found))
     joined = _JOINED.search(name)

@@ -81,15 +81,17 @@ def _duplicates(measured: Measurements, member: int, chosen: list[int]) -> Itera
 
 def _narrower(measured: Measurements, member: int, chosen: list[int]) -> Iterator[tuple[Kind, str, str, int]]:
     content = measured.details.content
-    if content is None:
+    if content is None or not chosen:
         return
-    for index, bits in zip(chosen, content["ored"][chosen, member].tolist(), strict=True):
+    words = content["ored"][chosen, member]
+    empty = (words & words.dtype.type(_F16_EMPTY) == 0).nonzero()[0].tolist()
+    for index, bits in ((chosen[place], int(words[place])) for place in empty):
         tensor = measured.comparison.aligned[index].tensors[member]
         if tensor is None or tensor.dtype != "F32" or not tensor.nbytes:
             continue
         if not bits & _BF16_EMPTY:
             yield "bf16-in-f32", tensor.name, "BF16", tensor.nbytes // 2
-        elif not bits & _F16_EMPTY and _in_range_of_f16(measured, index, member):
+        elif _in_range_of_f16(measured, index, member):
             yield "f16-in-f32", tensor.name, "F16", tensor.nbytes // 2
 
 

@@ -51,11 +51,12 @@ def told_here(
     A candidate as bad as its baseline says nothing new; a baseline is told of in its first pair, unless it is the
     candidate of another, which tells it.
     """
-    pair = pairs[pair_index]
+    pair, earlier = pairs[pair_index], pairs[:pair_index]
     before = problems(pair.baseline)
-    first = all(one.baseline != pair.baseline for one in pairs[:pair_index])
+    first = all(one.baseline != pair.baseline for one in earlier)
     if first and all(one.candidate != pair.baseline for one in pairs):
         yield from (("baseline", rule, found) for rule, found in before.items())
+    others = [one.baseline for one in earlier if one.candidate == pair.candidate]
     for rule, found in problems(pair.candidate).items():
-        if rule not in before:
+        if rule not in before and all(rule in problems(one) for one in others):
             yield "candidate", rule, found

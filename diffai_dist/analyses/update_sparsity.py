@@ -56,7 +56,7 @@ class UpdateSparsity:
         "elements": "their elements",
         "reason": "why visible and exponent_changed are null; null where they are not",
         "roles": "the same by role",
-        "sparsest": f"tensors that changed, in the fewest of their elements first, at most {MOST}",
+        "sparsest": f"tensors that changed in part, those that changed least first, at most {MOST}",
     }
     rules: ClassVar[Mapping[str, str]] = {
         "nothing-changed": "no element of any tensor changed: info; critical where trained is set",
@@ -78,12 +78,12 @@ class UpdateSparsity:
         roles: dict[str, list[_Touched]] = {}
         for name, one in counted:
             roles.setdefault(role(name), []).append(one)
-        sparse = [(name, one) for name, one in counted if one.bits]
+        sparse = [(name, one) for name, one in counted if 0 < one.bits < one.elements]
         sparse.sort(key=lambda row: (row[1].bits / row[1].elements, row[0]))
         result: dict[str, Any] = {
             **_fractions(whole),
             "tensors": len(counted),
-            "unchanged": len(counted) - len(sparse),
+            "unchanged": sum(not one.bits for _, one in counted),
             "elements": whole.elements,
             "reason": NO_BITS if measured.details.bitwise is None else None,
             "roles": [

@@ -73,16 +73,12 @@ class Vocabulary:
 
     def top(self, count: int) -> list[dict[str, Any]]:
         """The rows that moved furthest for their length, of all tensors."""
-        found = []
+        found: list[tuple[float, int, int]] = []
         for tensor in self.paired:
-            lines = self._lines(tensor)
-            far = np.where(lines.rel_l2 > 0.0, lines.rel_l2, -1.0)
-            for token in np.argsort(-far, kind="stable")[:count].tolist():
-                if far[token] > 0.0:
-                    found.append((-far[token], tensor, token, lines))
-        return [
-            self._token_row(tensor, token, lines) for _, tensor, token, lines in sorted(found, key=lambda one: one[:3])
-        ][:count]
+            far = np.nan_to_num(self._lines(tensor).rel_l2)
+            furthest = np.argsort(-far, kind="stable")[:count].tolist()
+            found += [(-float(far[token]), tensor, token) for token in furthest if far[token] > 0.0]
+        return [self._token_row(tensor, token) for _, tensor, token in sorted(found)[:count]]
 
     def resized(self) -> Iterator[dict[str, Any]]:
         """Tensors with as many columns and another number of rows."""
@@ -94,26 +90,20 @@ class Vocabulary:
             numbers = {"baseline_rows": a.shape[0], "candidate_rows": b.shape[0]}
             yield {"tensor": self._name(tensor), **numbers, **_new_rows(*tables)}
 
-    def undertrained(self, share: float) -> tuple[list[dict[str, Any]], int | None]:
-        """The shortest rows of the candidate's embedding, and how many there are within the lowest share."""
-        place = self.tie(self.members[1]).places[0]
-        table = None if place is None else self.measured.details.rows.get((place, self.members[1]))
+    def undertrained(self, share: float) -> list[dict[str, Any]] | None:
+        """Rows within the lowest share of the norms of the candidate's embedding, shortest first; not those of 0."""
+        member = self.members[1]
+        place = self.tie(member).places[0]
+        table = None if place is None else self.measured.details.rows.get((place, member))
         if place is None or table is None:
-            return [], None
+            return None
         norms = np.sqrt(table["squares"])
         telling = np.flatnonzero((norms > 0.0) & np.isfinite(norms))
-        order = telling[np.argsort(norms[telling], kind="stable")][: int(share * len(norms))]
         middle = float(np.median(norms[telling])) if telling.size else 0.0
-        rows = [
-            {
-                "tensor": self._name(place),
-                "token": token,
-                "norm": float(norms[token]),
-                "of_median": norms[token] / middle,
-            }
-            for token in order.tolist()[:100]
-        ]
-        return [{**row, "of_median": float(row["of_median"])} for row in rows], len(order)
+        order = telling[np.argsort(norms[telling], kind="stable")][: int(share * len(norms))]
+        found = zip(order.tolist(), norms[order].tolist(), strict=True)
+        name = self._name(place)
+        return [{"tensor": name, "token": token, "norm": norm, "of_median": norm / middle} for token, norm in found]
 
     def tie(self, member: int) -> Tie:
         """Embedding and head of a member: the largest of each over the same width."""
@@ -136,7 +126,7 @@ class Vocabulary:
         return Tie(self._name(embedding), self._name(head), False, value, config, zero, (embedding, head))
 
     def cosines(self, baseline: Tie, candidate: Tie) -> tuple[str, float, float] | None:
-        """The head's name, and the cosines of heads and of embeddings between both sides; None where one is not known."""
+        """The head's name, and the cosines of heads and of embeddings between both sides; None where unknown."""
         if baseline.places != candidate.places or None in candidate.places or candidate.head is None:
             return None
         found = []
@@ -148,7 +138,8 @@ class Vocabulary:
         embeddings, heads = found
         return None if embeddings is None or heads is None else (candidate.head, heads, embeddings)
 
-    def _token_row(self, tensor: int, token: int, lines: Lines) -> dict[str, Any]:
+    def _token_row(self, tensor: int, token: int) -> dict[str, Any]:
+        lines = self._lines(tensor)
         return {
             "tensor": self._name(tensor),
             "token": token,

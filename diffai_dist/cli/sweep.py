@@ -243,6 +243,8 @@ def resume(run: str, store: str, **options: Any) -> int:
 
 @checkpoint_options
 @format_option
+# Orders what a run shows; here so that a command line of `compare` is one of `plan`.
+@click.option("--sort-by-change-magnitude", is_flag=True, hidden=True, expose_value=False)
 @analysis_options()
 @selection_options
 @epsilon_option

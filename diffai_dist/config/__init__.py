@@ -25,7 +25,7 @@ from typing import Any
 from diffai_dist import storage
 from diffai_dist.config.checks import check_rules, check_types, model
 from diffai_dist.config.document import parse
-from diffai_dist.config.maps import TensorMap, check_map, refuse_transposes
+from diffai_dist.config.maps import TensorMap, check_map
 from diffai_dist.config.model import (
     Cluster,
     Expect,
@@ -104,7 +104,6 @@ def load_map(path: str) -> TensorMap:
     """The rules of a map of names; raises UsageError like `load`."""
     document = parse(escape(path, None), _text(path, "map"), TensorMap)
     try:
-        refuse_transposes(document.value)
         found = check_types(document.value, TensorMap)
         check_map(found)
     except Rejected as error:

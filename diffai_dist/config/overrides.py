@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -50,12 +51,12 @@ def _put(settings: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _plain(path: Path, value: Any) -> Any:
-    from pydantic import TypeAdapter
+    from pydantic import ConfigDict, TypeAdapter
 
     try:
-        plain = TypeAdapter(Any).dump_python(value, mode="json")
+        plain = TypeAdapter(Any, config=ConfigDict(ser_json_inf_nan="constants")).dump_python(value, mode="json")
         json.dumps(plain, ensure_ascii=False).encode()
-        if plain is None and value is not None:  # NaN and infinities
+        if isinstance(plain, float) and not math.isfinite(plain):
             raise ValueError
     except ValueError as error:  # also of UTF-8: arguments of a command may be any bytes
         raise Rejected([Problem(path, f"{type(value).__name__} is no text, number or list of them")]) from error

@@ -79,10 +79,19 @@ def _limits() -> dict[str, dict[str, Any]]:
 
 
 @functools.cache
+def _types(analysis: str) -> dict[str, Any]:
+    return get_type_hints(kinds()[analysis])
+
+
 def _adapter(analysis: str, name: str) -> TypeAdapter[Any]:
+    return _checking(_types(analysis)[name])
+
+
+@functools.cache
+def _checking(kind: Any) -> TypeAdapter[Any]:
     from pydantic import ConfigDict, TypeAdapter
 
-    return TypeAdapter(get_type_hints(kinds()[analysis])[name], config=ConfigDict(strict=True, allow_inf_nan=False))
+    return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
 def _errors(analysis: str, name: str, value: Any) -> list[Any]:

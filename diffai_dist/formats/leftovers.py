@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from diffai_dist.checkpoint import Checkpoint, Tensor, Violation
 from diffai_dist.formats.assembly import read_shards
-from diffai_dist.formats.names import is_plain_file_name, listed
+from diffai_dist.formats.names import is_plain_file_name, listed, quoted
 from diffai_dist.formats.safetensors import Header
 from diffai_dist.storage import Profile
 from diffai_dist.storage.urls import basename
@@ -18,7 +18,9 @@ _SUFFIX = ".safetensors"
 _NUMBER = re.compile(r"[-_.]?[0-9]+(?:-of-[0-9]+)?$")
 
 
-def leftovers_of(checkpoint: Checkpoint, folder: str, files: Collection[str], profile: Profile) -> tuple[Violation, ...]:
+def leftovers_of(
+    checkpoint: Checkpoint, folder: str, files: Collection[str], profile: Profile
+) -> tuple[Violation, ...]:
     """Weight files of `folder` that the checkpoint does not read, by how likely they are taken for a part of it."""
     used = {basename(source.url) for source in checkpoint.sources}
     used |= {basename(one.object) for one in checkpoint.failures}
@@ -34,16 +36,19 @@ def _violations(
     shards = [name for name in rest if stems.get(_stem(name)) is True and _is_numbered(name)]
     layouts = [name for name in rest if _stem(name) in stems and name not in shards]
     others = [name for name in rest if name not in shards and name not in layouts]
-    read = f"read {listed(sorted(used))}"
+    first, more = min(used), f" and {len(used) - 1:,} more" if len(used) > 1 else ""
+    read = f"{quoted(first)}{more} were read"
     if shards:
-        told = _contents(checkpoint, folder, shards, profile)
-        found = f"{len(shards):,} numbered files of another save: {listed(shards)}; {read}{told}"
+        found = (
+            f"{len(shards):,} numbered files of another save; {read}{_contents(checkpoint, folder, shards, profile)}"
+        )
         yield Violation("leftover-shard", checkpoint.url, found, tuple(shards))
     if layouts:
-        found = f"{len(layouts):,} files of the same name, as one file and as shards: {listed(layouts)}; {read}"
+        found = f"{len(layouts):,} files of the same name, as one file and as shards; {read}"
         yield Violation("second-layout", checkpoint.url, found, tuple(layouts))
     if others:
-        yield Violation("other-weights", checkpoint.url, f"not read: {listed(others)}; {read}", tuple(others))
+        found = f"{len(others):,} weight files of other names; {read}"
+        yield Violation("other-weights", checkpoint.url, found, tuple(others))
 
 
 def _stem(name: str) -> str:
@@ -69,7 +74,7 @@ def _contents(checkpoint: Checkpoint, folder: str, names: list[str], profile: Pr
         return f"; {len(tensors):,} tensors, none of them of the checkpoint" if tensors else ""
     there, here = _dtypes(tensors), _dtypes(checkpoint.tensors)
     mixed = f"; dtypes there {there}, here {here}" if there != here else ""
-    return f"; {len(again):,} of their {len(tensors):,} tensors are in the checkpoint, too: {listed(again)}{mixed}"
+    return f"{mixed}; {len(again):,} of their {len(tensors):,} tensors are in the checkpoint, too: {listed(again)}"
 
 
 def _dtypes(tensors: Mapping[str, Tensor]) -> str:

@@ -22,13 +22,13 @@ from diffai_dist.errors import UsageError
 from diffai_dist.gates.conditions import ORDER, Met, severe, states
 from diffai_dist.gates.limits import pair_text
 from diffai_dist.gates.tally import policy_record
-from diffai_dist.gates.waivers import expired, holding, marked, waivers_of
+from diffai_dist.gates.waivers import all_marked, expired, holding, waivers_of
 from diffai_dist.records import SEVERITIES, Result, Severity, Sweep
 from diffai_dist.terminal import escape
 
 __all__ = ["Gate", "Met", "Verdict", "judge"]
 
-CONDITIONS: tuple[FailOn, ...] = tuple(dict.fromkeys((*SEVERITIES, *get_args(FailOn))))
+CONDITIONS: tuple[FailOn, ...] = get_args(FailOn)
 POLICY: Severity = "medium"  # from here on a broken rule counts where no severity is asked for; judgement
 SHOWN = 10
 
@@ -93,7 +93,7 @@ def _held(sweep: Sweep, policy: Policy, today: date) -> Sweep:
     def result(index: int) -> Result:
         found = sweep.results[index]
         pair = pair_text(found.baseline, found.candidate)
-        return replace(found, analyses=(*marked(found.analyses, holds, pair), *alone))
+        return replace(found, analyses=(*all_marked(found.analyses, holds, pair), *alone))
 
-    series = (*marked(sweep.analyses, holds), *(() if alone else (record,)))
+    series = (*all_marked(sweep.analyses, holds), *(() if alone else (record,)))
     return replace(sweep, results=Results(len(sweep.results), result, kept=2), analyses=series)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import math
 import operator
 import re
@@ -16,6 +17,7 @@ from diffai_dist.config.policy import metrics
 from diffai_dist.records import Finding, Result, TensorRecord
 
 NOT_DEFINED = "not defined"
+Pair = tuple[str | None, str | None]  # baseline and candidate; without names in a comparison of two
 
 _OPS: Mapping[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
@@ -37,8 +39,8 @@ class Outcome:
     findings: tuple[Finding, ...]
 
 
-def held(rule: Rule, result: Result) -> Outcome | None:
-    """The rule held against the tensors of a pair; None where it is about other pairs.
+def held(rule: Rule, result: Result, pair: Pair) -> Outcome | None:
+    """The rule held against the tensors of a pair, which its findings name; None where it is about other pairs.
 
     What is not defined breaks every rule, since a comparison with NaN would be false either way.
     """
@@ -48,7 +50,7 @@ def held(rule: Rule, result: Result) -> Outcome | None:
     broken = [(record, value) for record in chosen if _breaks(rule, value := _value(rule, record))]
     undefined = sum(value is None for _, value in broken)
     counts = len(chosen), len(broken), undefined
-    return Outcome(*counts, tuple(_findings(rule, broken)) if len(broken) >= rule.min_count else ())
+    return Outcome(*counts, tuple(_findings(rule, broken, pair)) if len(broken) >= rule.min_count else ())
 
 
 def pair_text(baseline: str | None, candidate: str | None) -> str:
@@ -67,9 +69,12 @@ def _chosen(rule: Rule, result: Result) -> Iterator[TensorRecord]:
         if (
             matches(record.name)
             and (select.dtype is None or (side is not None and side.dtype == select.dtype))
-            and (select.role is None or role(record.name) == select.role)
+            and (select.role is None or _role(record.name) == select.role)
         ):
             yield record
+
+
+_role = functools.lru_cache(1 << 17)(role)  # rules and pairs ask for the same names again
 
 
 def _value(rule: Rule, record: TensorRecord) -> Any:
@@ -84,12 +89,13 @@ def _breaks(rule: Rule, value: Any) -> bool:
     return value is None or _OPS[rule.op](value, rule.threshold)
 
 
-def _findings(rule: Rule, broken: list[tuple[TensorRecord, Any]]) -> Iterator[Finding]:
+def _findings(rule: Rule, broken: list[tuple[TensorRecord, Any]], pair: Pair) -> Iterator[Finding]:
+    limit = _plain(rule.threshold)
+    source = f"policy: broken by {rule.metric} {rule.op} {limit}"
     for record, value in broken:
-        why = f"; {record.reason}" if value is None and record.reason else ""
+        why = f"{source}; {record.reason}" if value is None and record.reason else source
         shown = NOT_DEFINED if value is None else _plain(value)
-        source = f"policy: broken by {rule.metric} {rule.op} {_plain(rule.threshold)}{why}"
-        yield Finding(rule.name, rule.severity, record.name, shown, _plain(rule.threshold), source)
+        yield Finding(rule.name, rule.severity, record.name, shown, limit, why, *pair)
 
 
 def _plain(value: Any) -> Any:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from diffai_dist.config import Policy, Rule
-from diffai_dist.gates.limits import Outcome, held
+from diffai_dist.gates.limits import Outcome, Pair, held, pair_text
 from diffai_dist.gates.waivers import Holding, marked
 from diffai_dist.records import AnalysisRecord, Finding, Sweep
 
@@ -25,9 +25,11 @@ def policy_record(
     tallies = [_Tally(rule) for rule in policy.rules]
     for result in sweep.results if tallies else ():
         for tally in tallies:
-            if found := held(tally.rule, result):
-                tally.add(found, (result.baseline, result.candidate) if sweep.mode else (None, None))
-    told = [tally.told(waivers) for tally in tallies]
+            pair = (result.baseline, result.candidate) if sweep.mode else (None, None)
+            if found := held(tally.rule, result, pair):
+                tally.add(found, pair)
+    alone = pair_text(sweep.pairs[0].baseline, sweep.pairs[0].candidate) if sweep.mode is None else ""
+    told = [tally.told(waivers, alone) for tally in tallies]
     rows = [tally.row(waived) for tally, (_, waived) in zip(tallies, told, strict=True)]
     return AnalysisRecord("policy", {"rules": rows}, (*(one for findings, _ in told for one in findings), *expired))
 
@@ -41,10 +43,10 @@ class _Tally:
     tensors: int = 0
     broken: int = 0
     undefined: int = 0
-    unmatched: list[tuple[str | None, str | None]] = field(default_factory=list)
+    unmatched: list[Pair] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
-    def add(self, found: Outcome, pair: tuple[str | None, str | None]) -> None:
+    def add(self, found: Outcome, pair: Pair) -> None:
         """Of one pair more."""
         self.pairs += 1
         self.tensors += found.tensors
@@ -52,27 +54,16 @@ class _Tally:
         self.undefined += found.undefined
         if not found.tensors:
             self.unmatched.append(pair)
-        self.findings += (replace(one, baseline=pair[0], candidate=pair[1]) for one in found.findings)
+        self.findings += found.findings
 
-    def told(self, waivers: Sequence[Holding]) -> tuple[list[Finding], int]:
-        """Findings of the rule and about it, waived ones last, and how many are waived in all."""
-        own = AnalysisRecord("policy", {}, (*self.findings, *self._unmatched()))
-        (record,) = marked([own], waivers)
-        counting = [one for one in record.findings if one.waived is None]
-        waived = [one for one in record.findings if one.waived is not None]
-        rest = [
-            replace(
-                one,
-                tensor=None,
-                value=len(counting) - LISTED,
-                source=f"{one.source}: tensors beyond the first {LISTED}",
-                baseline=None,
-                candidate=None,
-            )
-            for one in counting[:1]
-            if len(counting) > LISTED
-        ]
-        return [*counting[:LISTED], *rest, *waived[:LISTED]], len(waived)
+    def told(self, waivers: Sequence[Holding], alone: str) -> tuple[list[Finding], int]:
+        """Findings of the rule, waived ones last, and about it; and how many tensors are waived in all."""
+        findings = [marked(one, waivers, alone) for one in self.findings]
+        counting = [one for one in findings if one.waived is None]
+        waived = [one for one in findings if one.waived is not None]
+        rest = [_rest(counting)] if len(counting) > LISTED else []
+        about = (marked(one, waivers, alone) for one in self._unmatched())
+        return [*counting[:LISTED], *rest, *waived[:LISTED], *about], len(waived)
 
     def row(self, waived: int) -> dict[str, Any]:
         """The rule as a row of the result."""
@@ -89,3 +80,10 @@ class _Tally:
         elif self.unmatched:
             source = f"policy: no tensor is selected in {len(self.unmatched):,} of {self.pairs:,} pairs"
             yield Finding("policy-unmatched", "low", None, self.rule.name, None, source, *self.unmatched[0])
+
+
+def _rest(findings: Sequence[Finding]) -> Finding:
+    """The findings that are not listed, as one."""
+    first, number = findings[0], len(findings) - LISTED
+    source = f"{first.source}: tensors beyond the first {LISTED}"
+    return Finding(first.rule, first.severity, None, number, first.threshold, source)

@@ -66,16 +66,17 @@ def expired(waivers: Iterable[Waiver], today: date) -> Iterator[Finding]:
             yield Finding("waiver-expired", "low", None, one.expires, None, f"policy: waiver of {about}: {one.reason}")
 
 
-def marked(
+def all_marked(
     analyses: Iterable[AnalysisRecord], waivers: Sequence[Holding], pair: str = ""
 ) -> tuple[AnalysisRecord, ...]:
     """The analyses with the reason on each of their findings that is waived."""
     return tuple(
-        replace(one, findings=tuple(_marked(finding, waivers, pair) for finding in one.findings)) for one in analyses
+        replace(one, findings=tuple(marked(finding, waivers, pair) for finding in one.findings)) for one in analyses
     )
 
 
-def _marked(finding: Finding, waivers: Sequence[Holding], pair: str) -> Finding:
+def marked(finding: Finding, waivers: Sequence[Holding], pair: str) -> Finding:
+    """The finding, with the reason if it is waived; `pair` is what it is about unless it names members itself."""
     told = next((one.told for one in waivers if one.covers(finding, pair)), None)
     return finding if told is None else replace(finding, waived=told)
 

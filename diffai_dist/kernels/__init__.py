@@ -131,6 +131,14 @@ def count_bins(arena: np.ndarray, count: int, bits: np.ndarray, codes: np.ndarra
     count_piece(*place, _rows(into), _workspace(bits.size))
 
 
+def is_byte(codes: np.ndarray) -> np.ndarray:
+    """Which codes are those of real dtypes of 8 bits or fewer, whose values have a bin each."""
+    from diffai_dist.kernels.tables import BITS, FAMILY, INTEGER
+
+    found: np.ndarray = (BITS[codes] <= 8) & (FAMILY[codes] <= INTEGER)
+    return found
+
+
 def merge_moments(left: np.ndarray, right: np.ndarray) -> None:
     """Add MOMENTS rows to those of the elements before them, in place; equal shapes."""
     from diffai_dist.kernels.blocks import join_all_moments

@@ -44,7 +44,7 @@ def _largest(name: str) -> float:
 
 
 def _table(value: Callable[[str], float], kind: type) -> np.ndarray:
-    made = np.zeros(1 + max(CODE.values()), kind)
+    made: np.ndarray = np.zeros(1 + max(CODE.values()), kind)
     for name in MANTISSA_BITS:
         made[CODE[name]] = value(name)
     return made

@@ -133,7 +133,7 @@ def _leave_out(row: Any, kind: Word, address: Word, count: Word) -> None:
 
 @jit
 def add_shift_channels(
-    rows: np.ndarray,
+    rows: Any,
     columns: np.ndarray,
     kind: Word,
     words: tuple[Word, Word],

@@ -9,10 +9,9 @@ from diffai_dist.records import Finding, Severity, Sweep
 from diffai_dist.report.columns import joined
 from diffai_dist.report.markdown import LIMIT, render
 from diffai_dist.report.overview import overview
-from diffai_dist.report.pairs import by_severity
 from diffai_dist.report.tables import plain
 from diffai_dist.report.view import View
-from diffai_dist.report.wording import failure_entry
+from diffai_dist.report.wording import failure_entry, findings_part
 from diffai_dist.terminal import count, escape
 
 MOST = 10  # annotations of one type that GitHub shows of a step; it drops the others without a word
@@ -36,10 +35,10 @@ def workflow_commands(sweep: Sweep) -> Iterator[str]:
         *map(_of_finding, told[len(critical) :]),
     ]
     yield from lines[:MOST]
-    found = f"{count(len(seen.findings), 'finding')}: {by_severity(seen.findings)}" if seen.findings else "no findings"
-    failed = f"; {count(len(sweep.failures), 'failure')}" if sweep.failures else ""
-    rest = f"; {len(lines) - MOST:,} more than are annotated" if len(lines) > MOST else ""
-    yield _command("notice", "diffai-dist", f"{found}{failed}{rest}")
+    found = findings_part([one.finding for one in seen.findings]) or ["no findings"]
+    failed = [count(len(sweep.failures), "failure")] * bool(sweep.failures)
+    rest = [f"{len(lines) - MOST:,} more than are annotated"] * (len(lines) > MOST)
+    yield _command("notice", "diffai-dist", "; ".join((*found, *failed, *rest)))
 
 
 def step_summary(sweep: Sweep, view: View, used: int = 0) -> str:

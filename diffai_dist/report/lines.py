@@ -16,6 +16,7 @@ SIGNS = {"changed": "~", "added": "+", "removed": "-", "incomparable": "!", "ide
 STYLES = {"changed": "yellow", "added": "green", "removed": "red", "incomparable": "magenta", "identical": "dim"}
 
 INDENT = " " * 8
+ROWS = 100  # of a table of an analysis; what is longer is for programs, or --verbose
 
 _NON_FINITE = re.compile(r"(?<= )(?:nans|infs)=[0-9>-]+")
 
@@ -68,8 +69,10 @@ def analysis_lines(analysis: AnalysisRecord, view: View, findings: bool = True) 
             shown, dropped = grid(matrix.labels, matrix.names, matrix.columns, matrix.rows, view.width)
             yield from (f"{line}\n" for line in (*shown, *note(dropped, "column")))
             continue
-        for row in rows:
+        kept = rows if view.verbose else rows[:ROWS]
+        for row in kept:
             yield _analysis_line(analysis, ["=".join(named(key, value)) for key, value in row.items()], view)
+        yield from (f"{line}\n" for line in note(len(rows) - len(kept), "row"))
     if told:
         yield f"{paint(title(analysis.name, 'findings'), 'bold', view.colour)}\n"
     for finding in told:

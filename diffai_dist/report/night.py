@@ -10,9 +10,9 @@ from diffai_dist.errors import Failure
 from diffai_dist.records import CLOSED, SEVERITIES, Change, Member, Sweep
 from diffai_dist.report.columns import SHORTEST_NAME, cut, joined
 from diffai_dist.report.overview import Overview, Told
-from diffai_dist.report.pairs import by_severity, total_coverage
+from diffai_dist.report.pairs import total_coverage
 from diffai_dist.report.tables import plain
-from diffai_dist.report.wording import failure_entry, not_compared, relative
+from diffai_dist.report.wording import by_severity, failure_entry, not_compared, relative
 from diffai_dist.terminal import cells, count, escape
 
 LINES = 10
@@ -68,11 +68,15 @@ def _named(members: Sequence[Member], noun: str) -> list[str]:
 
 def _findings(tonight: Overview, before: Overview | None, room: int, width: int | None) -> list[str]:
     if before is None:
-        summary = f"findings: {by_severity(tonight.findings)}" if tonight.findings else "no findings"
+        summary = (
+            f"findings: {by_severity(one.finding for one in tonight.findings)}" if tonight.findings else "no findings"
+        )
         serious = [one for one in tonight.findings if one.finding.waived is None]
         return [summary, *_first([_finding("", one, width) for one in serious], room - 1)]
     changes = _compare(tonight, before)
-    parts = [f"{len(changes.new):,} new" + (f" ({by_severity(changes.new)})" if changes.new else "")]
+    parts = [
+        f"{len(changes.new):,} new" + (f" ({by_severity(one.finding for one in changes.new)})" if changes.new else "")
+    ]
     parts += [f"{len(changes.gone):,} gone"] * bool(changes.gone)
     parts += [f"{changes.known:,} as last night"] * bool(changes.known)
     parts += [f"{changes.unseen:,} of last night not looked for"] * bool(changes.unseen)

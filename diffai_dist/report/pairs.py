@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from diffai_dist.records import SEVERITIES, Coverage, PairSummary, Sweep
-from diffai_dist.report.overview import Overview, Told
-from diffai_dist.report.wording import angle, covered_lines, relative
+from diffai_dist.records import Coverage, PairSummary, Sweep
+from diffai_dist.report.overview import Overview
+from diffai_dist.report.wording import angle, covered_lines, findings_part, relative
 from diffai_dist.terminal import count
 
 FROM_GRAM = "± and method=gram: numbers from the Gram; --elementwise measures the rest"
@@ -52,8 +52,7 @@ def sweep_total_line(seen: Overview) -> str:
     usual = _USUAL if differ else ("identical",)
     shown = [status for status in _STATUSES if counts[status] or status in usual]
     parts = [", ".join(f"{counts[status]:,} {status}" for status in shown) + quiet]
-    if seen.findings:
-        parts.append(f"{count(len(seen.findings), 'finding')}: {by_severity(seen.findings)}")
+    parts += findings_part([one.finding for one in seen.findings])
     if sweep.failures:
         parts.append(f"incomplete: {count(len(sweep.failures), 'failure')}")
     return " · ".join((_verdict(sweep, differ, sum(counts.values())), *parts))
@@ -66,12 +65,6 @@ def _verdict(sweep: Sweep, differ: int, tensors: int) -> str:
         return "nothing was compared"
     scope = f"{count(len(sweep.pairs), 'pair')}" if sweep.complete else "what could be read"
     return f"no differences in {scope}"
-
-
-def by_severity(told: Iterable[Told]) -> str:
-    """`1 critical, 2 high, 1 waived`."""
-    counts = Counter[str](one.finding.severity if one.finding.waived is None else "waived" for one in told)
-    return ", ".join(f"{counts[severity]:,} {severity}" for severity in (*SEVERITIES, "waived") if counts[severity])
 
 
 def total_coverage(sweep: Sweep) -> Coverage:

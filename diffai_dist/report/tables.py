@@ -19,6 +19,9 @@ DETAILS = ("d2", "coverage", "undecoded")
 RATIOS = ("compression", "compression_factor", "efficiency")  # of sizes: 0.25, not 0.2500
 
 
+LISTED = 20  # entries of a list that stands in one line
+
+
 def tables(result: Row, verbose: bool = False) -> list[tuple[str, Sequence[Row]]]:
     """The plain values as a table of one row under no title, then every list of rows under its key.
 
@@ -126,7 +129,8 @@ def plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(plain, value))}]"
+        more = [f"{len(value) - LISTED:,} more"] if len(value) > LISTED else []
+        return f"[{', '.join((*map(plain, value[:LISTED]), *more))}]"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{escape(key)}: {plain(one)}' for key, one in value.items())}}}"
     return number(value)

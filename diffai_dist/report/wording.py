@@ -6,10 +6,10 @@ import dataclasses
 import decimal
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from diffai_dist.errors import Failure
-from diffai_dist.records import Change, Coverage, ErrorBound, Number, Result, Side, TensorRecord
+from diffai_dist.records import SEVERITIES, Change, Coverage, ErrorBound, Finding, Number, Result, Side, TensorRecord
 from diffai_dist.terminal import count, escape, size
 
 
@@ -199,6 +199,17 @@ def total_line(result: Result) -> str:
     common = [f"{counts[status]:,} {status}" for status in ("changed", "added", "removed")]
     moved = f" · rel_l2 {number(result.rel_l2)}" if result.rel_l2 is not None else ""
     return ", ".join((*common, *rare, identical)) + moved
+
+
+def by_severity(findings: Iterable[Finding]) -> str:
+    """`1 critical, 2 high, 1 waived`."""
+    counts = Counter[str](one.severity if one.waived is None else "waived" for one in findings)
+    return ", ".join(f"{counts[severity]:,} {severity}" for severity in (*SEVERITIES, "waived") if counts[severity])
+
+
+def findings_part(findings: Sequence[Finding]) -> list[str]:
+    """How many findings there are, as the end of a total; nothing where there are none."""
+    return [f"{count(len(findings), 'finding')}: {by_severity(findings)}"] if findings else []
 
 
 def coverage_lines(result: Result) -> list[str]:

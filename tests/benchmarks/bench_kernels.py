@@ -3,9 +3,10 @@
     python tests/benchmarks/bench_kernels.py [dtype ...]
 
 Per dtype: pairs of elements per second with all statistics of both sides and of the pair, bytes per second, and the
-ratio to `max` over the same bytes as float32 (the speed of reading memory). Then the anchored Gram of a group, which
-holds all its pairs, against its consecutive pairs; the cost of one tiny tensor, of one call, and of compiling. Times
-are this thread's CPU time, the best of several runs, so that a busy machine matters less.
+ratio to `max` over the same bytes as float32 (the speed of reading memory). Then what details cost on top, as a part of
+that; the anchored Gram of a group, which holds all its pairs, against its consecutive pairs; the cost of one tiny
+tensor, of one call, and of compiling. Times are this thread's CPU time, the best of several runs, so that a busy
+machine matters less.
 """
 
 from __future__ import annotations
@@ -18,8 +19,19 @@ import ml_dtypes
 import numpy as np
 
 from diffai_dist.dtypes import dtype_of
-from diffai_dist.kernels import measure, warm
-from diffai_dist.partials import MOMENTS, SHIFT, empty, empty_gram
+from diffai_dist.kernels import DetailRows, count_bins, measure, measure_details, warm
+from diffai_dist.partials import (
+    BITWISE,
+    COLUMN,
+    COLUMN_SHIFT,
+    CONTENT,
+    MOMENTS,
+    ROW,
+    ROW_SHIFT,
+    SHIFT,
+    empty,
+    empty_gram,
+)
 
 ELEMENTS = 2**24  # per side: F32 sides do not fit the caches
 PIECE = 2**18  # elements
@@ -47,6 +59,23 @@ def pair(name: str, pieces: int, size: int) -> tuple[Callable[[], None], np.ndar
     moments, shifts = empty(MOMENTS, (pieces, 2)), empty(SHIFT, (pieces, 1))
     members = np.array([[0, 1]])
     return lambda: measure(arena, starts, starts * 0, count, bits, codes, members, moments, shifts), arena
+
+
+def details(name: str, pieces: int, size: int, width: int) -> dict[str, Callable[[], None]]:
+    """Calls that measure details of the same pair, in rows of so many elements: all that a pass may take, and bins."""
+    dtype, arena = dtype_of(name), np.frombuffer(sides(name, pieces * size), np.uint8).copy()
+    starts, rows = np.arange(pieces, dtype=np.int64), pieces * size // width
+    bits = starts[:, None] * size * dtype.bits + np.array([0, arena.size * 4])
+    place = np.full((pieces, 2), dtype.code), np.array([[0, 1]]), starts * size // width, starts * 0 + width, starts * 0
+    columns = np.zeros((width, 2), COLUMN, order="F"), np.zeros((width, 1), COLUMN_SHIFT, order="F")
+    out = empty(CONTENT, (pieces, 2)), empty(BITWISE, (pieces, 1)), empty(ROW, (rows, 2)), empty(ROW_SHIFT, (rows, 1))
+    bins = np.zeros((2, 2**16), np.int64)
+    return {
+        "details": lambda: measure_details(
+            arena, starts, starts * size, np.full(pieces, size), bits, *place, DetailRows(*out, *columns)
+        ),
+        "bins": lambda: count_bins(arena, pieces * size, bits[0], place[0][0], bins),
+    }
 
 
 def group(members: int, size: int = 2**17) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -85,6 +114,11 @@ def main(names: list[str]) -> None:
         seconds, reading = best(call), best(arena.view(np.float32).max)
         rates = f"{ELEMENTS / seconds / 1e9:5.2f} G pairs/s  {arena.size / seconds / 1e9:5.2f} GB/s"
         print(f"{name:9} {rates}  {reading / seconds:.2f} of reading")
+    for name in ("F32", "BF16"):
+        base = best(pair(name, ELEMENTS // PIECE, PIECE)[0])
+        for width in (4096, 64):
+            for what, call in details(name, ELEMENTS // PIECE, PIECE, width).items():
+                print(f"{name:9} {what}, rows of {width}: {best(call) / base:.2f} of the above")
     for members in (3, 8, 20):
         shifts, gram = (best(call, 300) / 2**17 * 1e9 for call in group(members))
         rates = f"consecutive pairs {shifts:.2f}, Gram {gram:.2f} ns per element"
