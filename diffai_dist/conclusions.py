@@ -176,8 +176,7 @@ def series_of(opened: Opened, measured: Measurements | None, settings: Settings)
         measured = Measurements(comparison, empty(MOMENTS, shape), empty(SHIFT, (shape[0], 0)), {})
     if measured.grams is None and len(opened.present) == 2 == 2 * len(measured.comparison.pairs):
         measured = _with_gram(measured)
-    problems = tuple(opened.failures[member] for member in opened.present)
-    return Series(measured, tuple(described[member] for member in opened.present), problems, closed)
+    return Series(measured, tuple(described[member] for member in opened.present), closed)
 
 
 def _with_gram(measured: Measurements) -> Measurements:

@@ -111,7 +111,9 @@ class DetailTables:
         parts = [columns[:0]]
         for start, stop, width in zip(self.columns_from, self.columns_from[1:], self.widths, strict=False):
             if width:
-                parts.append(merge_tree(columns[start:stop].reshape(-1, width, columns.shape[1]), add))
+                parts.append(
+                    merge_tree(columns[start:stop].reshape((stop - start) // width, width, columns.shape[1]), add)
+                )
         return np.concatenate(parts)
 
     def _forget(self, found: Mapping[str, np.ndarray], failures: Mapping[tuple[int, int], Failure]) -> None:

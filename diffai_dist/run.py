@@ -11,6 +11,7 @@ from typing import Any
 
 from diffai_dist.analyses import ANALYSES, SERIES
 from diffai_dist.analyses.expectations import Expectations
+from diffai_dist.checkpoint import Checkpoint
 from diffai_dist.cluster import Place
 from diffai_dist.comparison import Selection
 from diffai_dist.errors import CheckpointError, StoreError, UsageError
@@ -79,7 +80,7 @@ def comparison_document(opened: Opened) -> dict[str, Any]:
     group = opened.group
     # An index is none of the objects that are pinned, nor is config.json; what they tell is part of the result.
     told = [
-        {"problems": [*(failure.sentence() for failure in failures), *(one.warnings if one else ())]}
+        {"problems": [*(failure.sentence() for failure in failures), *(_told_of(one) if one else ())]}
         | ({"config": _digest(one.config)} if one and one.config is not None else {})
         for failures, one in zip(opened.failures, opened.checkpoints, strict=True)
     ]
@@ -91,6 +92,11 @@ def comparison_document(opened: Opened) -> dict[str, Any]:
         "members": [described(member) | beside for member, beside in zip(opened.members, told, strict=True)],
         "pairs": [[pair.baseline, pair.candidate] for pair in group.pairs],
     }
+
+
+def _told_of(checkpoint: Checkpoint) -> list[str]:
+    violations = (f"{one.rule}: {one.object}: {one.found} {list(one.names)}" for one in checkpoint.violations)
+    return [*checkpoint.warnings, *violations]
 
 
 def run_id(comparison: Mapping[str, Any], settings: Settings) -> str:

@@ -99,6 +99,19 @@ def test_a_giant_that_the_baseline_has_is_not_new() -> None:
     assert told(ask(before, after)) == [("isolated-giant", "critical", "w")]
 
 
+def test_a_ratio_beyond_float64_is_said_not_to_be_finite() -> None:
+    before = weights(kind=np.float64) * 1e-150
+    after = trained(before)
+    after[40, 7] = 1e300
+    answer = ask(before, after)
+    assert (only(answer)["value"], answer.findings[0].value, answer.result["largest_ratio"]) == (
+        None,
+        "not finite",
+        None,
+    )
+    assert answer.result["largest_tensor"] == "w"
+
+
 def test_a_heavy_tail_has_no_giant() -> None:
     """Second moments of an optimizer span many orders of magnitude without one that stands alone."""
     generator = np.random.default_rng(2)

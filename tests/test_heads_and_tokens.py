@@ -79,7 +79,9 @@ NAMES = ("embedding_analysis", "attention_analysis", "expert_analysis")
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("dtype", "shape"), [
-    ("F32", transformer.Model(biases=True)), ("BF16", transformer.Model(experts=4)), ("F16", transformer.Model(tied=True)),
+    ("F32", transformer.Model(biases=True)),
+    ("BF16", transformer.Model(experts=4)),
+    ("F16", transformer.Model(tied=True)),
 ])  # fmt: skip
 def test_a_training_has_no_findings_of_medium_and_above(name: str, dtype: str, shape: transformer.Model) -> None:
     members = transformer.training(1, dtype, shape)
@@ -200,21 +202,29 @@ def tied(state: Weights) -> Weights:
     return state | {HEAD: state[EMBED].copy()}
 
 
-@pytest.mark.parametrize("before", ["by value", "for want of a head"])
-@pytest.mark.parametrize(("config", "severity"), [(None, "high"), (False, "info")])
-def test_a_lost_tie_is_named(before: str, config: bool | None, severity: str) -> None:
+@pytest.mark.parametrize(
+    ("before", "first_config", "config", "severity"),
+    [
+        ("by value", None, None, "high"), ("by value", False, None, "high"), ("by value", None, False, "info"),
+        ("for want of a head", None, None, "low"), ("for want of a head", True, None, "high"),
+        ("for want of a head", True, False, "info"),
+    ],
+)  # fmt: skip
+def test_a_lost_tie_is_named(before: str, first_config: bool | None, config: bool | None, severity: str) -> None:
     first = tied(model())
     second = {name: array.copy() for name, array in first.items()}
     second[HEAD][3, 3] += 1
     if before != "by value":
         del first[HEAD]
-    configs = [None, None if config is None else {"tie_word_embeddings": config}]
+    configs = [None if one is None else {"tie_word_embeddings": one} for one in (first_config, config)]
     record = ask("embedding_analysis", measured(first, second, configs=configs))
     found = only(record)
     assert (found.rule, found.severity, found.tensor) == ("lost-tie", severity, HEAD)
     assert before in found.source
     both = [[row[key] for key in ("by_file", "by_value", "by_config")] for row in record.result["tied"]]
-    assert both == [[False, True, None] if before == "by value" else [True, None, None], [False, False, config]]
+    assert both == [
+        [False, True, first_config] if before == "by value" else [True, None, first_config], [False, False, config]
+    ]  # fmt: skip
     assert ask("embedding_analysis", measured(second, second)).findings == ()
     assert ask("embedding_analysis", measured(first, first)).findings == ()
 

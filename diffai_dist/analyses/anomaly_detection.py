@@ -66,14 +66,14 @@ class AnomalyDetection:
         "episodes": "of NaN and infinities: tensor, from which member on, finite_again in which (null: in none),"
         " members it lasted, first_count and largest_count of elements",
         "checks": "rules that were looked at; without the flag, NaN and infinities alone",
-        "rows": "tensors whose rows were looked at, of 2 dimensions and 8 values a row at least; with the flag",
-        "columns": "likewise their columns; with the flag",
-        "stacks": "matrices that 5 blocks or more have, which were compared between them; with the flag",
-        "expected_zero": "tensors of zeros whose names let one expect them; with the flag",
+        "rows": "tensors whose rows were looked at, of 2 dimensions and 8 values a row; only there with the flag",
+        "columns": "likewise their columns; only there with the flag",
+        "stacks": "matrices that 5 blocks or more have, which were compared between them; only there with the flag",
+        "expected_zero": "tensors of zeros whose names let one expect them; only there with the flag",
         "odd": "tensor by tensor what other rules found: rule, severity, tensor, from which member on, until which"
         " (null: to the end), members, value of the worst, axis and index of the first or furthest, count of rows,"
-        " columns or elements; the first 100; with the flag",
-        "odd_of": "how many there are; with the flag",
+        " columns or elements; the first 100; only there with the flag",
+        "odd_of": "how many there are; only there with the flag",
     }
     rules: ClassVar[Mapping[str, str]] = {
         "non-finite": "NaN or infinities from the first member on: critical; in masks, by name: info",

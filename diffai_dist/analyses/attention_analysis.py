@@ -30,7 +30,7 @@ class AttentionAnalysis:
     name: ClassVar[str] = "attention_analysis"
     flag: ClassVar[str] = "--attention-analysis"
     kind: ClassVar[Kind] = "2"
-    partials: ClassVar[tuple[str, ...]] = ("rows", "columns")
+    partials: ClassVar[tuple[str, ...]] = ("config", "rows", "columns")
     in_all: ClassVar[bool] = True
     result: ClassVar[Mapping[str, str]] = {
         "layers": "of each attention with projections of its own: layer, heads, kv_heads, head_size, source of the"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
-
-import numpy as np
 
 from diffai_dist.analyses.base import Kind, finding, threshold
 from diffai_dist.analyses.bounding import MOST, bounded
@@ -15,13 +14,12 @@ from diffai_dist.analyses.expected import is_mask
 from diffai_dist.analyses.signatures import (
     Sides,
     Signature,
-    absmax,
     flip,
     giant,
     place,
+    ratio_of,
     regions,
     sides_of,
-    typical,
     zero_runs,
 )
 from diffai_dist.records import AnalysisRecord, Finding, Measurements, Severity, TensorRecord
@@ -103,32 +101,34 @@ class CorruptionCheck:
         """A row and a finding for each signature, in the order of the tensors."""
         compared = {record.name for record in records if record.change is not None}
         found: list[tuple[Sides, Signature]] = []
-        counts: Counter[str] = Counter()
+        tensors = elements = equal = without_rows = 0
         top: tuple[float, str | None] = (0.0, None)
         for index, aligned in enumerate(measured.comparison.aligned):
             sides = None if is_mask(aligned.name) else sides_of(measured, pair_index, index, aligned.name in compared)
             if sides is None:
                 continue
-            equal = sides.same_dtype and not int(sides.shift["bits"])
-            counts += Counter(tensors=1, elements=sides.tensor.elements, equal=equal, without_rows=not sides.width)
-            if not equal:
-                found += [(sides, one) for one in self._signatures(sides)]
-                usual = typical(sides)
-                top = max(
-                    top, (absmax(sides.moments[1]) / usual if usual else 0.0, aligned.name), key=lambda one: one[0]
-                )
+            same = sides.same_dtype and not sides.shift["bits"]
+            tensors, elements = tensors + 1, elements + sides.tensor.elements
+            equal, without_rows = equal + same, without_rows + (not sides.width)
+            if not same:
+                ratio = ratio_of(sides)
+                top = (ratio, aligned.name) if ratio > top[0] else top
+                found += [(sides, one) for one in self._signatures(sides, ratio)]
         result: dict[str, Any] = {
             "signatures": [_row(*one) for one in found[:MOST]],
             "found": dict(sorted(Counter(one.kind for _, one in found).items())),
-            **{key: counts[key] for key in ("tensors", "elements", "equal", "without_rows")},
+            "tensors": tensors,
+            "elements": elements,
+            "equal": int(equal),
+            "without_rows": without_rows,
             "reason": _missing(measured),
-            "largest_ratio": top[0] if top[0] and np.isfinite(top[0]) else None,
+            "largest_ratio": top[0] if top[1] is not None and math.isfinite(top[0]) else None,
             "largest_tensor": top[1],
         }
         return AnalysisRecord(self.name, result, tuple(bounded(self._finding(*one) for one in found)))
 
-    def _signatures(self, sides: Sides) -> Iterator[Signature]:
-        for one in (giant(sides, self.giant, self.growth), flip(sides, self.growth)):
+    def _signatures(self, sides: Sides, ratio: float) -> Iterator[Signature]:
+        for one in (giant(sides, ratio, self.giant, self.growth), flip(sides, self.growth)):
             if one is not None:
                 yield one
         yield from zero_runs(sides, self.page, self.dense)

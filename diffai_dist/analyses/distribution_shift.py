@@ -14,7 +14,8 @@ from diffai_dist.records import AnalysisRecord, Finding, Measurements, Number, T
 
 NOT_COUNTED = "values were not counted into bins"
 QUANTILES = {
-    "p0.1": 0.001, "p1": 0.01, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "p99.9": 0.999
+    "p0.1": 0.001, "p1": 0.01, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99,
+    "p99.9": 0.999,
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffai_dist.analyses.base import Kind, finding, threshold
 from diffai_dist.analyses.telling import told_here
-from diffai_dist.records import AnalysisRecord, Finding, Measurements, TensorRecord
+from diffai_dist.records import AnalysisRecord, Finding, Measurements, Severity, TensorRecord
 
 if TYPE_CHECKING:
     from diffai_dist.analyses.vocabulary import Tie, Vocabulary
@@ -48,7 +48,7 @@ class EmbeddingAnalysis:
     }
     rules: ClassVar[Mapping[str, str]] = {
         "lost-tie": "the baseline's head is its embedding, by value or for want of one, the candidate's is not: high;"
-        " info where the candidate's config says that they are apart",
+        " low for want of one that no config explains, info where the candidate's config says that they are apart",
         "tie-disagrees": "the config says that both are tied, and their values differ: high",
         "zero-head": "a head of nothing but zeros: high",
         "rebuilt-head": "|cos| between both heads is below `rebuilt_cosine`, and that of the embeddings above"
@@ -133,9 +133,10 @@ def _lost(ties: Sequence[Tie]) -> Iterator[Finding]:
         return  # there is none to lose, or another finding says it
     if baseline.by_value or baseline.by_file:
         how = "by value" if baseline.by_value else "for want of a head"
-        meant = candidate.by_config is False
+        known = baseline.by_value or baseline.by_config  # else the head may have been left away
+        severity: Severity = "info" if candidate.by_config is False else "high" if known else "low"
         source = f"tied in the baseline {how}; here its values are not those of {candidate.embedding}"
-        yield Finding("lost-tie", "info" if meant else "high", candidate.head, None, None, source)
+        yield Finding("lost-tie", severity, candidate.head, None, None, source)
 
 
 def _of_resized(rows: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from diffai_dist.analyses.roles import block
 
-_TAIL = 1024  # characters that are looked at: a hostile name of 1 MB costs no more
+_TAIL = 256  # characters that are looked at: a hostile name of 1 MB costs no more
 
 
 def _words(*words: str) -> re.Pattern[str]:

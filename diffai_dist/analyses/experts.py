@@ -41,6 +41,7 @@ class Experts:
         self.measured, self.pair_index = measured, pair_index
         pair = measured.comparison.pairs[pair_index]
         self.members = (pair.baseline, pair.candidate)
+        self._identical: dict[tuple[str, int], list[int]] = {}
         self.left_out = 0  # tensors of experts that have not the parts of the others
 
     @cached_property
@@ -93,6 +94,11 @@ class Experts:
 
     def identical(self, layer: Layer, member: int) -> list[int]:
         """Experts that are an earlier one again: by bits, or those of stacks by the statistics of all rows."""
+        if (layer.path, member) not in self._identical:
+            self._identical[layer.path, member] = self._again(layer, member)
+        return self._identical[layer.path, member]
+
+    def _again(self, layer: Layer, member: int) -> list[int]:
         seen: set[Hashable] = set()
         again = []
         for place, name in enumerate(layer.numbers):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diffai_dist.analyses.anomaly_detection import AnomalyDetection
 
 FEWEST_BLOCKS = 5  # with the same tensor, whose median and spread mean something
+BATCH = 2**18  # norms that are looked at together
 SHORTEST = 8  # values in a row, or a column, that are not all tiny by chance
 
 # The largest finite number: IEEE 754, bfloat16, OCP 8-bit formats, Arm/AMD/Graphcore FNUZ.
@@ -177,12 +178,29 @@ class Oddities:
         """Rows, or columns, that are dead beside the others, and rows that are far longer."""
         details = self.series.measured.details
         tables = details.rows if axis == "row" else details.columns
-        for tensor, member in self.judged(tables):
+        for tensor, member in self._suspicious(tables):
             table = tables[tensor, member]
             if axis == "row":
                 yield from self._rows(tensor, member, table)
             elif not self.series.non_finite[tensor, member]:  # else a column of NaN has no squares either
                 yield from self._dead(tensor, member, np.sqrt(table["squares"]), np.ones(len(table), bool), "column")
+
+    def _suspicious(self, tables: Mapping[tuple[int, int], np.ndarray]) -> Iterator[tuple[int, int]]:
+        """Those with a norm far from the median one, looked for in many tables of one length at a time."""
+        lengths: dict[int, list[tuple[int, int]]] = {}
+        for key in self.judged(tables):
+            lengths.setdefault(len(tables[key]), []).append(key)
+        for length, keys in lengths.items():
+            size = max(BATCH // length, 1)
+            for batch in (keys[start : start + size] for start in range(0, len(keys), size)):
+                norms = np.sqrt(np.stack([tables[key]["squares"] for key in batch]))
+                middle, least, most = np.median(norms, axis=1), norms.min(axis=1), norms.max(axis=1)
+                far = (
+                    (least == 0.0)
+                    | (least < self.limits.dead_ratio * middle)
+                    | (most > self.limits.row_factor * middle)
+                )
+                yield from (batch[place] for place in np.flatnonzero(far).tolist())
 
     def judged(self, tables: Mapping[tuple[int, int], np.ndarray]) -> Iterator[tuple[int, int]]:
         """Of which tensors, in which members, rows or columns are long enough to be judged."""

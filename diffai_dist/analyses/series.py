@@ -29,7 +29,6 @@ class Series:
 
     measured: Measurements
     members: tuple[Member, ...]
-    problems: tuple[tuple[Failure, ...], ...] = ()  # by member: what is wrong with it as a whole
     closed: Mapping[str, tuple[Failure, ...]] = field(
         default_factory=dict
     )  # what could not be opened, by name

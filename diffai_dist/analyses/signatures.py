@@ -99,22 +99,23 @@ def _rms(moments: np.void) -> float:
     return math.sqrt(moments["m2"] / finite + moments["mean"] ** 2) if finite else 0.0
 
 
-def typical(sides: Sides) -> float | None:
-    """What elements are like: the median RMS of rows that are not zero, or the baseline's RMS; None without either."""
-    rows = sides.rows[1]
-    sizes = np.zeros(0)
+def ratio_of(sides: Sides) -> float:
+    """The largest magnitude / the median RMS of rows that are not zero, or the baseline's RMS; 0 without either."""
+    rows, usual = sides.rows[1], 0.0
     if rows is not None:
-        live = rows[rows["squares"] > 0]
-        sizes = np.sqrt(live["squares"] / live["finite"])
-    if len(sizes) >= ROWS:
-        return float(np.median(sizes))
-    return (_rms(sides.moments[0]) or None) if sides.moments[0] is not None else None
+        squares = rows["squares"]
+        live = squares > 0
+        if np.count_nonzero(live) >= ROWS:
+            usual = float(np.median(np.sqrt(squares[live] / rows["finite"][live])))
+    if not usual and sides.moments[0] is not None:
+        usual = _rms(sides.moments[0])
+    return absmax(sides.moments[1]) / usual if usual else 0.0
 
 
-def giant(sides: Sides, limit: float, growth: float) -> Signature | None:
-    """One value far beyond all others that the baseline does not have; `value` is its ratio to the typical one."""
-    usual, largest = typical(sides), absmax(sides.moments[1])
-    if usual is None or not largest / usual > limit:
+def giant(sides: Sides, ratio: float, limit: float, growth: float) -> Signature | None:
+    """One value far beyond all others that the baseline does not have; `ratio` is what it is to the typical one."""
+    largest = absmax(sides.moments[1])
+    if not ratio > limit:
         return None
     before = None if sides.moments[0] is None else absmax(sides.moments[0])
     if before is not None and before * growth >= largest:
@@ -122,7 +123,8 @@ def giant(sides: Sides, limit: float, growth: float) -> Signature | None:
     rows = sides.rows[1]
     if rows is not None and np.sum(rows["absmax"] > largest * _ALONE) > max(1, len(rows) // 1000):
         return None
-    return Signature("isolated-giant", int(sides.moments[1]["absmax_index"]), 1, largest / usual, before)
+    value = ratio if math.isfinite(ratio) else None
+    return Signature("isolated-giant", int(sides.moments[1]["absmax_index"]), 1, value, before)
 
 
 def flip(sides: Sides, growth: float) -> Signature | None:
@@ -194,6 +196,8 @@ def regions(sides: Sides, near: float, far: float, least: int) -> Iterator[Signa
     """
     lines = sides.lines
     if lines is None or sides.width < WIDTH or len(lines.aa) < ROWS:
+        return
+    if not (lines.d2 >= (1.0 - far * far) * lines.aa).any():  # no row moved as far as it must have to turn so far
         return
     cosine = lines.cosine
     with np.errstate(invalid="ignore"):

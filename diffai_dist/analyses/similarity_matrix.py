@@ -42,6 +42,7 @@ class SimilarityMatrix:
     in_all: ClassVar[bool] = True
     always: ClassVar[bool] = False
     result: ClassVar[Mapping[str, str]] = {
+        "checkpoint": "whose layers are compared, in place of members; only there in a comparison of two",
         "anchor": "the member from which the products were taken; null for none",
         "tensors": "tensors with products in some member",
         "tensors_not_in_all": "those among them without products in some other",
