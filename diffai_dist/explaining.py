@@ -12,6 +12,7 @@ from typing import Any
 from diffai_dist.analyses import ANALYSES, SERIES
 from diffai_dist.analyses.ancestor import ELSEWHERE, REFUSED, refusal
 from diffai_dist.analyses.base import Explained, thresholds
+from diffai_dist.analyses.expectations import Expectations
 from diffai_dist.errors import UsageError
 from diffai_dist.listing import table
 from diffai_dist.terminal import cells, escape
@@ -32,6 +33,15 @@ FACTORS: Mapping[str, float] = {
     "rows": 1.4,
     "columns": 1.6,
     "histogram": 3.8,
+}
+
+# Rules of findings that no analysis makes, by the record that they stand in.
+BESIDE: Mapping[str, Mapping[str, str]] = {
+    Expectations.name: Expectations.rules,
+    "policy": {
+        "policy-unmatched": "a rule of the policy that selects no tensor in some pair: low",
+        "waiver-expired": "a waiver of the policy whose last day is over: low",
+    },
 }
 
 LISTED = ("name", "flag", "class", "cost", "in_all", "summary")  # of an analysis, in the list of all
@@ -79,22 +89,26 @@ def explained(name: str) -> Document:
     if (found := key if key in kinds else by_flag.get(key)) is not None:
         return _analysis(kinds[found])
     rule = key.replace("_", "-")
-    if tests := {one: kind.rules[rule] for one, kind in kinds.items() if rule in kind.rules}:
+    rules = _rules(kinds)
+    if tests := {one: told[rule] for one, told in rules.items() if rule in told}:
         return {"kind": "rule", "name": rule, "analyses": tests}
     if key in REFUSED:
         reason, nearest = REFUSED[key]
         return {"kind": "refused", "name": key, "reason": reason, "nearest": list(nearest)}
     if key in ELSEWHERE:
         return {"kind": "elsewhere", "name": key, "instead": ELSEWHERE[key]}
-    raise UsageError(f"no analysis or rule {escape(name)!r}{_meant(key, rule, kinds)}; diffai-dist analyses lists all")
+    meant = _near(key, [*kinds, *REFUSED, *ELSEWHERE]) or _near(rule, [one for told in rules.values() for one in told])
+    hint = f": did you mean {meant}?" if meant else ""
+    raise UsageError(f"no analysis or rule {escape(name)!r}{hint}; diffai-dist analyses lists all")
 
 
-def _meant(key: str, rule: str, kinds: Mapping[str, type[Explained]]) -> str:
-    names = [*kinds, *REFUSED, *ELSEWHERE]
-    near = difflib.get_close_matches(key[:100], names, 1) or difflib.get_close_matches(
-        rule[:100], [one for kind in kinds.values() for one in kind.rules], 1
-    )
-    return f": did you mean {near[0]}?" if near else ""
+def _rules(kinds: Mapping[str, type[Explained]]) -> dict[str, Mapping[str, str]]:
+    """All rules that a finding may have, by the record that it stands in."""
+    return {**{one: kind.rules for one, kind in kinds.items()}, **BESIDE}
+
+
+def _near(name: str, names: Sequence[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name[:100], names, 1)), None)
 
 
 def _analysis(kind: type[Explained]) -> Document:
@@ -142,7 +156,7 @@ def _analysis_text(document: Document, width: int) -> Iterator[str]:
     }
     for title, found in (("", facts), ("Fields", document["result"]), ("Rules", document["rules"])):
         yield from _entries(title, found, width)
-    yield from _entries("Thresholds", limits, width)
+    yield from _entries(f"--threshold {document['name']}.FIELD=VALUE", limits, width)
     yield "\nSources\n"
     for source in document["sources"]:
         yield _fill(source, width, "  ", "    ")

@@ -40,7 +40,7 @@ from diffai_dist.terminal import Progress
 ROOT = Path(__file__).parents[1]
 STEPS = ("step-0000", "step-0100", "step-0200", "step-0300")
 OUTPUTS = ("text", "json", "yaml", "markdown")
-OTHERS = ("policy.yaml", "slurm-jobs.yaml")  # what a configuration names
+OTHERS = ("names.yaml", "policy.yaml", "slurm-jobs.yaml")  # what a configuration names
 SECRET = "wJalrXUtnFEMI-canary"  # what is planted where nobody may see it
 
 

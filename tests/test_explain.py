@@ -103,6 +103,11 @@ def test_a_rule_leads_to_its_analysis(name: str) -> None:
         assert json.loads(done("explain", rule, "-o", "json").out)["analyses"][name] == test
 
 
+@pytest.mark.parametrize(("rule", "where"), [("expected-cast", "expectations"), ("waiver-expired", "policy")])
+def test_rules_of_gates_are_explained_too(rule: str, where: str) -> None:
+    assert flat(done("explain", rule).out).startswith(f"{rule}, a rule of {where}: ")
+
+
 @pytest.mark.parametrize("name", RETIRED)
 def test_what_cannot_be_computed_is_refused_with_the_reason_and_the_nearest(name: str) -> None:
     assert {one.replace("_", "-") for one in REFUSED} == set(RETIRED)

@@ -243,8 +243,9 @@ def resume(run: str, store: str, **options: Any) -> int:
 
 @checkpoint_options
 @format_option
-# Orders what a run shows; here so that a command line of `compare` is one of `plan`.
+# The order in which a run is shown; here so that a command line of `compare` is one of `plan`.
 @click.option("--sort-by-change-magnitude", is_flag=True, hidden=True, expose_value=False)
+@click.option("--sort-by", hidden=True, expose_value=False)
 @analysis_options()
 @selection_options
 @epsilon_option
