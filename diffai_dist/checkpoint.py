@@ -46,6 +46,18 @@ class Tensor:
         """How many values are measured: the elements, or the bytes where the dtype has no values that are known."""
         return self.nbytes if self.decoder.family == Family.BYTES else self.elements
 
+    def place(self, element: int) -> tuple[str, int] | None:
+        """URL of the object and the byte in it at which an element begins; of two in a byte, that byte.
+
+        None where bytes are not laid out by elements.
+        """
+        behind = element * self.decoder.bits // 8
+        for span in self.spans if self.scheme == "plain" else ():
+            if behind < span.stop - span.start:
+                return span.source.url, span.start + behind
+            behind -= span.stop - span.start
+        return None
+
     @property
     def nbytes(self) -> int:
         """How many bytes it occupies, over all its spans."""

@@ -137,9 +137,11 @@ class Chunk:
         slots, base, count = (np.array(column, np.int64) for column in list(zip(*pieces, strict=True))[1:])
         bits, codes = np.array(self.bits, np.int64), np.array(self.codes, np.int64)
         pairs = np.array(self.unit.pairs, np.int64).reshape(-1, 2)
-        kernels.measure(arena, slots, base, count, bits, codes, pairs, moments, shifts, self.unit.anchor, grams)
-        if details is not None:
-            details.measure(arena, pieces, bits, codes, pairs)
+        place, tables = (arena, slots, base, count, bits, codes, pairs), (moments, shifts, self.unit.anchor, grams)
+        if details is None:
+            kernels.measure(*place, *tables)
+        else:
+            details.measure(pieces, *place, *tables)
 
 
 def _place(region: _Region, tensor: Tensor, piece: Piece, shared: dict[tuple[Source, int], int]) -> int | None:

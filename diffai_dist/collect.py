@@ -89,7 +89,7 @@ class Collector:
                             self.tables[name][lane.tensor, column] = np.ascontiguousarray(table[:, column])
             if rows.bins is not None:
                 for member, found in enumerate(split(rows, at)):
-                    if member in real:
+                    if member in real and len(found):
                         self.histograms[lane.tensor, member] = found.copy()
 
     def measurements(self) -> Measurements:

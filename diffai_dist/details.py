@@ -48,23 +48,31 @@ class DetailTables:
 
     def measure(
         self,
-        arena: np.ndarray,
         pieces: Sequence[tuple[int, int, int, int]],
+        arena: np.ndarray,
+        slots: np.ndarray,
+        base: np.ndarray,
+        count: np.ndarray,
         bits: np.ndarray,
         codes: np.ndarray,
         pairs: np.ndarray,
+        moments: np.ndarray,
+        shifts: np.ndarray,
+        anchor: int,
+        grams: np.ndarray | None,
     ) -> None:
-        """Add pieces: the subtree, slot, first element and number of elements of each."""
+        """Measure pieces (the subtree, slot, first element and number of elements of each) in full."""
         from diffai_dist import kernels
 
-        table = np.array(pieces, np.int64)
         where = np.array([self.places(subtree, slot, first) for subtree, slot, first, _ in pieces], np.int64)
+        rows_at, widths, columns_at = (np.ascontiguousarray(where[:, column]) for column in range(3))
         out = kernels.DetailRows(
             self.content, self.bitwise, self.rows, self.row_shifts, self.columns, self.column_shifts
         )
-        slots, base, count = (np.ascontiguousarray(table[:, column]) for column in (1, 2, 3))
-        rows_at, widths, columns_at = (np.ascontiguousarray(where[:, column]) for column in range(3))
-        kernels.measure_details(arena, slots, base, count, bits, codes, pairs, rows_at, widths, columns_at, out)
+        tables = moments, shifts, anchor, grams
+        kernels.measure_details(
+            arena, slots, base, count, bits, codes, pairs, *tables, rows_at, widths, columns_at, out
+        )
         if self._counts is not None:
             for piece, (subtree, *_) in enumerate(pieces):
                 own = bits[piece] if self._all_counted else np.where(kernels.is_byte(codes[piece]), bits[piece], -1)

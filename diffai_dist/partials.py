@@ -92,15 +92,15 @@ CONTENT = np.dtype(
         ("count", np.int64),  # all elements
         ("ored", np.uint64),  # OR of all words: low bits that are 0 everywhere hold nothing
         ("digest", np.uint64),  # sum over blocks of a keyed hash of their words; equal bits have equal ones
-        ("zero_run", np.int64),  # the longest run of zeros, in elements
-        ("zero_run_start", np.int64),  # its first flat index; -1 without any
+        ("zero_run", np.int64),  # the longest run of words without a bit (+0, not -0), in elements
+        ("zero_run_start", np.int64),  # where it begins, from the first element of the row; -1 without any
         ("zero_head", np.int64),  # zeros before the first value that is none
         ("zero_tail", np.int64),  # zeros behind the last
     ]
 )
 
-# How the bits of a pair differ. Distances are counted in units in the last place: representable numbers apart, of
-# equal dtypes alone; `miscast` and what follows is of a float candidate of another dtype alone.
+# How the bits of a pair differ. Distances are counted in units in the last place: representable numbers apart (+0 and
+# -0 are one), of equal dtypes alone; `miscast` and what follows is of a float candidate of another dtype alone.
 BITWISE = np.dtype(
     [
         ("count", np.int64),  # elements of which the fields of equal dtypes speak; 0 for others

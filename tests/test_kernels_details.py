@@ -20,9 +20,12 @@ from diffai_dist.partials import (
     COLUMN_SHIFT,
     CONTENT,
     HISTOGRAM,
+    MOMENTS,
     ROW,
     ROW_SHIFT,
+    SHIFT,
     empty,
+    empty_gram,
 )
 from oracle import NUMPY
 
@@ -79,6 +82,11 @@ def step(array: np.ndarray, seed: int) -> np.ndarray:
     return tame(codes.astype(f"u{array.dtype.itemsize}").view(array.dtype))
 
 
+def tables(slots: int, members: int, pairs: int) -> tuple[np.ndarray, np.ndarray, int, None]:
+    """What `measure` fills, without a Gram."""
+    return empty(MOMENTS, (slots, members)), empty(SHIFT, (slots, pairs)), -1, None
+
+
 def measured(members, pairs=((0, 1),), *, width=0, cuts=(), base=0, lead=3, columns=True) -> kernels.DetailRows:
     """Details of flat arrays (None: absent) that lie `lead` bytes into an arena, cut into pieces."""
     arena, begins, count = bytes(lead), [], max(one.size for one in members if one is not None)
@@ -103,7 +111,8 @@ def measured(members, pairs=((0, 1),), *, width=0, cuts=(), base=0, lead=3, colu
     rows_at = (base % width + starts) // width if width else starts * 0
     kernels.measure_details(
         np.frombuffer(arena, np.uint8).copy(), starts * 0, starts + base, counts, bits, codes,
-        integers(*pairs).reshape(-1, 2), rows_at, starts * 0 + width, starts * 0 - (not taken), out,
+        integers(*pairs).reshape(-1, 2), *tables(1, len(members), len(pairs)), rows_at, starts * 0 + width,
+        starts * 0 - (not taken), out,
     )  # fmt: skip
     return out
 
@@ -267,6 +276,29 @@ def test_a_pair_has_the_same_bits_alone_and_in_a_group():
     assert not group.rows["finite"][:, 3].any()
 
 
+@pytest.mark.parametrize("anchor", [-1, 1])
+def test_what_is_measured_with_details_is_what_is_measured_without(anchor):
+    """A twin, other dtypes, and an absent member among them."""
+    members = [noise("BF16", 9000, 21), noise("F32", 9000, 22), None, noise("I64", 9000, 23)]
+    members += [members[0].copy(), step(members[1], 24)]
+    begins, arena = [], b""
+    for one in members:
+        begins.append(-1 if one is None else 8 * len(arena))
+        arena += b"" if one is None else one.tobytes()
+    bits = integers(*begins)[None]
+    codes = integers(*(0 if one is None else dtype_of(details_oracle.name_of(one)).code for one in members))[None]
+    one, pairs = integers(0), integers(0, 1, 0, 4, 1, 5, 1, 3, 1, 2).reshape(-1, 2)
+    place = np.frombuffer(arena, np.uint8).copy(), one, one, one + 9000, bits, codes, pairs
+    found = []
+    for entry in (kernels.measure, kernels.measure_details):
+        grams = None if anchor < 0 else empty_gram(1, 6)
+        kept = empty(MOMENTS, (1, 6)), empty(SHIFT, (1, 5)), anchor, grams
+        out = kernels.DetailRows(empty(CONTENT, (1, 6)), empty(BITWISE, (1, 5)))
+        entry(*place, *kept, *(() if entry is kernels.measure else (one, one, one - 1, out)))
+        found.append([table.tobytes() for table in kept if isinstance(table, np.ndarray)])
+    assert found[0] == found[1]
+
+
 def test_rows_do_not_depend_on_columns_being_asked_for():
     array = noise("BF16", 8000, 15)
     members = [array, step(array, 16)]
@@ -319,7 +351,7 @@ def test_nibbles_that_lie_across_bytes_are_the_same_elements():
     out = kernels.DetailRows(empty(CONTENT, (1, 2)), empty(BITWISE, (1, 1)))
     codes, one = np.full((1, 2), dtype_of("F4").code), integers(0)
     place = one, one, integers(4999), integers(0, 8 * 2500 + 4).reshape(1, 2), codes, integers(0, 1).reshape(1, 2)
-    kernels.measure_details(arena, *place, one, one, one - 1, out)
+    kernels.measure_details(arena, *place, *tables(1, 2, 1), one, one, one - 1, out)
     assert out.content[0, 0] == out.content[0, 1]
     assert (out.bitwise[0, 0]["count"], out.bitwise[0, 0]["first"], out.bitwise[0, 0]["ulps1"]) == (4999, -1, 0)
 
@@ -407,14 +439,14 @@ def test_a_value_beyond_f32_is_counted_as_its_largest():
 )
 def test_what_does_not_fit_is_refused(wrong):
     one, none, array = integers(0), integers().reshape(0, 2), np.zeros(256, np.uint8)
-    place = one, one, one + 64, one[None], one[None], none, one, one + 8, one - 1
+    place = one, one, one + 64, one[None], one[None], none, *tables(1, 1, 0), one, one + 8, one - 1
     with pytest.raises(ValueError, match=r"do not fit|beyond the last"):
         kernels.measure_details(array, *place, kernels.DetailRows(**wrong))
 
 
 def test_columns_in_the_order_of_rows_are_refused():
     one, none = integers(0), integers().reshape(0, 2)
-    place = one, one, one + 8, integers(0, 64)[None], integers(0, 0)[None], none, one, one + 4, one
+    place = one, one, one + 8, integers(0, 64)[None], integers(0, 0)[None], none, *tables(1, 2, 0), one, one + 4, one
     rows = empty(ROW, (2, 2)), empty(ROW_SHIFT, (2, 0)), np.zeros((4, 2), COLUMN), np.zeros((4, 0), COLUMN_SHIFT)
     with pytest.raises(ValueError, match="contiguous"):
         kernels.measure_details(np.zeros(64, np.uint8), *place, kernels.DetailRows(None, None, *rows))

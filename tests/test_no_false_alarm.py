@@ -1,7 +1,8 @@
 """Healthy checkpoints raise no alarm: no analysis has a finding of medium or above about them.
 
-Real ones: MiniLM, and a tiny transformer at twelve steps, of ten seeds. Seeds 0 and 1 were looked at while thresholds
-were chosen (`transformer.TUNING`), the other eight were not.
+Real ones: MiniLM, and a tiny transformer at twelve steps, of ten seeds. Of its plain trainings, seeds 0 and 1 were
+looked at while thresholds were chosen (`transformer.TUNING`), the other eight were not, and raised nothing when first
+seen. The variants and fine-tunes of seeds 1, 6 and 7 did: rules were mended after them, so they are no such proof.
 """
 
 from __future__ import annotations

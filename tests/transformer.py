@@ -18,7 +18,7 @@ import numpy as np
 Weights = dict[str, np.ndarray]
 
 SEEDS = tuple(range(10))
-TUNING = (0, 1)  # seeds that were looked at while thresholds were chosen; the other eight were not
+TUNING = (0, 1)  # plain trainings that were looked at while thresholds were chosen; the other eight were not
 
 CHECKPOINTS, STEPS_APART = 12, 15
 BATCH, LENGTH, FOLLOWERS = 8, 16, (0.6, 0.25, 0.1, 0.05)

@@ -1,4 +1,4 @@
-"""What every analysis is: a frozen dataclass whose fields are its thresholds, and which says what it needs and gives."""
+"""What every analysis is: a frozen dataclass whose fields are its thresholds; it says what it needs and gives."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from diffai_dist.analyses.base import Kind, threshold
 from diffai_dist.analyses.bounding import MOST
 from diffai_dist.analyses.staleness_check import is_state
-from diffai_dist.checkpoint import Tensor
 from diffai_dist.dtypes import Family
 from diffai_dist.records import AnalysisRecord, Finding, Measurements, TensorRecord
 from diffai_dist.storage import redact
@@ -181,18 +180,8 @@ def _place(measured: Measurements, pair_index: int, name: str) -> dict[str, Any]
     element = -1 if bitwise is None else int(bitwise["first"][index, pair_index])
     if tensor is None or element < 0:
         return {"tensor": name, "element": None, "object": None, "byte_offset": None}
-    url, offset = _offset(tensor, element)
-    return {"tensor": name, "element": element, "object": redact(url), "byte_offset": offset}
-
-
-def _offset(tensor: Tensor, element: int) -> tuple[str, int]:
-    """The object and the byte in it at which an element begins; of two elements in a byte, that byte."""
-    behind = element * tensor.decoder.bits // 8
-    for span in tensor.spans:
-        if behind < span.stop - span.start:
-            return span.source.url, span.start + behind
-        behind -= span.stop - span.start
-    raise IndexError(element)
+    url, offset = tensor.place(element) or (None, None)
+    return {"tensor": name, "element": element, "object": url and redact(url), "byte_offset": offset}
 
 
 def _metadata(measured: Measurements, pair_index: int) -> list[str]:

@@ -29,9 +29,7 @@ class Series:
 
     measured: Measurements
     members: tuple[Member, ...]
-    closed: Mapping[str, tuple[Failure, ...]] = field(
-        default_factory=dict
-    )  # what could not be opened, by name
+    closed: Mapping[str, tuple[Failure, ...]] = field(default_factory=dict)  # what could not be opened, by name
 
     @cached_property
     def names(self) -> list[str]:

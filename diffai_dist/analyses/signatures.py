@@ -248,13 +248,3 @@ def _features(rows: np.ndarray) -> np.ndarray:
     return np.stack(
         [np.sqrt(rows["squares"]), rows["absmax"] * np.sqrt(width) / 4, rows["sum"] / np.sqrt(width)], axis=1
     )
-
-
-def place(tensor: Tensor, element: int) -> tuple[str, int] | None:
-    """The object and the byte in it at which an element begins; None where bytes are not laid out by elements."""
-    behind = element * tensor.decoder.bits // 8
-    for span in tensor.spans if tensor.scheme == "plain" else ():
-        if behind < span.stop - span.start:
-            return span.source.url, span.start + behind
-        behind -= span.stop - span.start
-    return None

@@ -76,7 +76,7 @@ class UpdateAnomaly:
 
     medium: float = threshold(3.5, "robust z of a jump, above which it counts", _PUBLISHED)
     high: float = threshold(7.0, "robust z of a jump, above which it is severe")
-    least_ratio: float = threshold(3.0, "of an update to the one before, beyond which a jump counts")
+    least_ratio: float = threshold(4.0, "of an update to the one before, beyond which a jump counts")
     back: float = threshold(-0.5, "cosine of an update with the one before, below which it undoes that")
     outward: float = threshold(-0.2, "median cosine of successive updates, above which a block is not going to and fro")
 

@@ -1,4 +1,4 @@
-"""What becomes of a checkpoint before it is served: cast to F16, quantised to INT8, and quantised with a wrong scale."""
+"""What becomes of a checkpoint before it is served: a cast to F16, INT8 codes, and codes with a wrong scale."""
 
 from __future__ import annotations
 

@@ -68,9 +68,7 @@ def measure(
     from diffai_dist.kernels.blocks import measure_pieces
 
     members = bits.shape[1]
-    grams = empty_gram(0, members) if grams is None else grams
-    if anchor >= members or (anchor >= 0 and grams.shape[1:] != (len(GRAM), members, members)):
-        raise ValueError(f"grams of shape {grams.shape} do not hold {members} members about member {anchor}")
+    grams = _grams(grams, members, anchor)
     work = _workspace(members)
     slots, base, count, bits, codes, pairs = map(_integers, (slots, base, count, bits, codes, pairs))
     address, size = _address(arena), arena.size
@@ -100,25 +98,30 @@ def measure_details(
     bits: np.ndarray,
     codes: np.ndarray,
     pairs: np.ndarray,
+    moments: np.ndarray,
+    shifts: np.ndarray,
+    anchor: int,
+    grams: np.ndarray | None,
     rows_at: np.ndarray,
     widths: np.ndarray,
     columns_at: np.ndarray,
     out: DetailRows,
 ) -> None:
-    """Add what only some analyses need of the same pieces as in `measure`, in order.
+    """What `measure` does, to the bit, and what only some analyses need, while each block is at hand.
 
     `widths` [pieces] are the elements of a row, 0 where no rows are taken; `rows_at` is the index of the row in which
     element `base` lies, `columns_at` that of the first column of its slot, -1 where no columns are taken. Leaves that
     have rows start with one.
     """
-    from diffai_dist.kernels.details import measure_detail_pieces
+    from diffai_dist.kernels.details import measure_pieces_in_detail
 
     members = bits.shape[1]
     slots, base, count, bits, codes, pairs = map(_integers, (slots, base, count, bits, codes, pairs))
+    tables = anchor, _rows(moments), _rows(shifts), _rows(_grams(grams, members, anchor))
     places = _integers(rows_at), _integers(widths), _integers(columns_at)
     rows, blocks = _arrays(out, members, len(pairs)), (empty(CONTENT, (1,)), empty(BITWISE, (1,)))
     pieces = _address(arena), arena.size, slots, base, count, bits, codes, pairs
-    measure_detail_pieces(*pieces, *places, rows, blocks, np.zeros(members, np.bool_), _workspace(members))
+    measure_pieces_in_detail(*pieces, *tables, *places, rows, blocks, _workspace(members))
 
 
 def count_bins(arena: np.ndarray, count: int, bits: np.ndarray, codes: np.ndarray, into: np.ndarray) -> None:
@@ -183,6 +186,13 @@ def _address(arena: np.ndarray) -> int:
     if arena.dtype != np.uint8 or not arena.flags.c_contiguous:
         raise ValueError("the arena must be contiguous uint8")
     return int(arena.ctypes.data)
+
+
+def _grams(grams: np.ndarray | None, members: int, anchor: int) -> np.ndarray:
+    grams = empty_gram(0, members) if grams is None else grams
+    if anchor >= members or (anchor >= 0 and grams.shape[1:] != (len(GRAM), members, members)):
+        raise ValueError(f"grams of shape {grams.shape} do not hold {members} members about member {anchor}")
+    return grams
 
 
 def _integers(part: np.ndarray) -> np.ndarray:

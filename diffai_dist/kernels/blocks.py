@@ -61,19 +61,44 @@ def measure_pieces(
     for piece in range(slots.size):
         begins, kinds, slot = bits[piece], codes[piece], slots[piece]
         check_piece(size, count[piece], begins, kinds)
-        if not (0 <= slot < moments.shape[0] and slot < shifts.shape[0] and (anchor < 0 or slot < grams.shape[0])):
-            raise ValueError("a piece has no row to add to")
+        check_slot(slot, anchor, moments, shifts, grams)
         for start in range(0, count[piece], BLOCK):
             run, at = min(BLOCK, count[piece] - start), base[piece] + start
-            if anchor < 0:
-                find_equal_partners(origin, start, run, begins, kinds, pairs, work.roots)
-            else:
-                find_equal_members(origin, start, run, begins, kinds, work.roots)
-            _add_moments(origin, start, run, at, begins, kinds, moments[slot], work)
-            if anchor >= 0:
-                find_equal_nibbles(run, begins, kinds, work)
-                add_gram(run, anchor, begins, kinds, grams[slot], work)
-            _add_shifts(run, at, begins, kinds, pairs, shifts[slot], work)
+            measure_block(origin, start, run, at, begins, kinds, pairs, anchor, slot, moments, shifts, grams, work)
+
+
+@jit
+def check_slot(slot: Word, anchor: Word, moments: np.ndarray, shifts: np.ndarray, grams: np.ndarray) -> None:
+    if not (0 <= slot < moments.shape[0] and slot < shifts.shape[0] and (anchor < 0 or slot < grams.shape[0])):
+        raise ValueError("a piece has no row to add to")
+
+
+@jit
+def measure_block(
+    origin: Word,
+    start: Word,
+    size: Word,
+    at: Word,
+    bits: np.ndarray,
+    codes: np.ndarray,
+    pairs: np.ndarray,
+    anchor: Word,
+    slot: Word,
+    moments: np.ndarray,
+    shifts: np.ndarray,
+    grams: np.ndarray,
+    work: Any,
+) -> None:
+    """Add one block to a row of each table; leaves it decoded in the scratch, and what was measured of each member."""
+    if anchor < 0:
+        find_equal_partners(origin, start, size, bits, codes, pairs, work.roots)
+    else:
+        find_equal_members(origin, start, size, bits, codes, work.roots)
+    _add_moments(origin, start, size, at, bits, codes, moments[slot], work)
+    if anchor >= 0:
+        find_equal_nibbles(size, bits, codes, work)
+        add_gram(size, anchor, bits, codes, grams[slot], work)
+    _add_shifts(size, at, bits, codes, pairs, shifts[slot], work)
 
 
 @jit

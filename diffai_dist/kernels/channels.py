@@ -19,7 +19,6 @@ from diffai_dist.kernels.lanes import (
     LANES,
     SUM,
     UNSIGNED_MAX,
-    UNSIGNED_MIN,
     Words,
     bytes_of,
     load,
@@ -29,14 +28,10 @@ from diffai_dist.kernels.lanes import (
 )
 
 
-def _largest_terms(words: Words) -> Sequence[Any]:
-    return [words.magnitude(words.first)]
-
-
 def _row_terms(words: Words) -> Sequence[Any]:
-    """Extreme magnitudes, x, x*x."""
-    magnitude, values = words.magnitude(words.first), words.values(words.first)
-    return [magnitude, magnitude, values, words.builder.fmul(values, values)]
+    """The largest magnitude, x, x*x."""
+    values = words.values(words.first)
+    return [words.magnitude(words.first), values, words.builder.fmul(values, values)]
 
 
 def _shift_terms(words: Words) -> Sequence[Any]:
@@ -49,17 +44,10 @@ def _shift_terms(words: Words) -> Sequence[Any]:
     return [changed, builder.fmul(differences, differences), builder.fmul(before, differences)]
 
 
-_ROW = [UNSIGNED_MIN, UNSIGNED_MAX, SUM, SUM]
+_ROW = [UNSIGNED_MAX, SUM, SUM]
 _SHIFT = [HITS, SUM, SUM]
-largest = loop([UNSIGNED_MAX], _largest_terms)
-row_sums, row_sums_into = loop(_ROW, _row_terms), loop(_ROW, _row_terms, into=3)
+row_sums, row_sums_into = loop(_ROW, _row_terms), loop(_ROW, _row_terms, into=2)
 shift_sums, shift_sums_into = loop(_SHIFT, _shift_terms), loop(_SHIFT, _shift_terms, into=1)
-
-
-@jit
-def is_finite(kind: Word, address: Word, size: Word) -> Flag:
-    """Whether all of a block is."""
-    return math.isfinite(real_of(kind, largest(kind, (address,), size, 0.0)[0]))
 
 
 @jit
@@ -71,11 +59,13 @@ def add_channels(
     size: Word,
     place: tuple[Word, Word, Word, Word],
     finite: bool,
+    zeros: bool,
     spare: np.ndarray,
 ) -> None:
     """Add a block of a member to its rows [rows] and columns [columns].
 
-    `place` is the row and the column of the first element, the width, and the index of the first column or -1.
+    `place` is the row and the column of the first element, the width, and the index of the first column or -1; the
+    flags say whether all of the block is finite, and whether anything is 0.
     """
     row, column, width, columns_at = place
     words = address
@@ -88,47 +78,48 @@ def add_channels(
     start = 0
     while start < size:
         run = min(width - column, size - start)
-        into = columns[max(columns_at, 0) :][column:] if columns_at >= 0 else columns[:0]
-        _add_run(rows[row], into, kind, words + start * bytes_of(kind), run)
-        if not finite:
-            _leave_out(rows[row], kind, address + start * bytes_of(kind), run)
+        into = columns_at + column if columns_at >= 0 else -1
+        _add_run(rows[row], columns, into, kind, words + start * bytes_of(kind), run)
+        if zeros or not finite:
+            _count(rows[row], kind, address + start * bytes_of(kind), run)
         start, row, column = start + run, row + 1, 0
 
 
 @jit
-def _add_run(row: Any, columns: np.ndarray, kind: Word, address: Word, count: Word) -> None:
-    """Add a run of finite values to its row, and to as many columns unless there are none."""
+def _add_run(row: Any, columns: np.ndarray, into: Word, kind: Word, address: Word, count: Word) -> None:
+    """Add a run of finite values to its row, and to as many columns from `into` on unless that is -1."""
     whole = count - count % LANES
-    least, top, total, squares = _whole_sums(kind, address, columns, whole)
+    top, total, squares = _whole_sums(kind, address, columns, into, whole)
     row.finite += count
     row.sum += total
     row.squares += squares
     row.absmax = max(row.absmax, real_of(kind, top))
-    for i in range(whole if least else 0, count):
+    for i in range(whole, count):
         value = real(load(kind, address, i))
-        row.zeros += value == 0.0
-        if i >= whole:
-            row.sum += value
-            row.squares += value * value
-            row.absmax = max(row.absmax, abs(value))
-            if columns.size:
-                columns[i].squares += value * value
+        row.sum += value
+        row.squares += value * value
+        row.absmax = max(row.absmax, abs(value))
+        if into >= 0:
+            columns[into + i].squares += value * value
 
 
 @jit
-def _whole_sums(kind: Word, address: Word, columns: np.ndarray, count: Word) -> Any:
-    if columns.size:
-        return row_sums_into(kind, (address, columns.ctypes.data), count, 0.0)
+def _whole_sums(kind: Word, address: Word, columns: np.ndarray, into: Word, count: Word) -> Any:
+    if into >= 0:
+        return row_sums_into(kind, (address, columns.ctypes.data + 8 * into), count, 0.0)
     return row_sums(kind, (address,), count, 0.0)
 
 
 @jit
-def _leave_out(row: Any, kind: Word, address: Word, count: Word) -> None:
-    """Take back what was counted for zeros that stand for something else."""
+def _count(row: Any, kind: Word, address: Word, count: Word) -> None:
+    """Count zeros, and take back what is not finite."""
+    zeros, lost = 0, 0
     for i in range(count):
-        lost = not math.isfinite(real(load(kind, address, i)))
-        row.finite -= lost
-        row.zeros -= lost
+        value = real(load(kind, address, i))
+        zeros += value == 0.0
+        lost += not math.isfinite(value)
+    row.zeros += zeros
+    row.finite -= lost
 
 
 @jit
@@ -155,8 +146,8 @@ def add_shift_channels(
     start = 0
     while start < size:
         run, offset = min(width - column, size - start), start * bytes_of(kind)
-        into = columns[max(columns_at, 0) :][column:] if columns_at >= 0 else columns[:0]
-        _add_shift_run(rows[row], into, kind, before + offset, after + offset, run)
+        into = columns_at + column if columns_at >= 0 else -1
+        _add_shift_run(rows[row], columns, into, kind, before + offset, after + offset, run)
         if not finite:
             for i in range(start, start + run):
                 rows[row].both -= not _both(load(kind, words[0], i), load(kind, words[1], i))
@@ -169,9 +160,11 @@ def _both(left: Word, right: Word) -> Flag:
 
 
 @jit
-def _add_shift_run(row: Any, columns: np.ndarray, kind: Word, before: Word, after: Word, count: Word) -> None:
+def _add_shift_run(
+    row: Any, columns: np.ndarray, into: Word, kind: Word, before: Word, after: Word, count: Word
+) -> None:
     whole = count - count % LANES
-    changed, d2, along = _whole_shift_sums(kind, (before, after), columns, whole)
+    changed, d2, along = _whole_shift_sums(kind, (before, after), columns, into, whole)
     row.both += count
     row.changed += changed
     row.d2 += d2
@@ -182,14 +175,14 @@ def _add_shift_run(row: Any, columns: np.ndarray, kind: Word, before: Word, afte
         row.changed += difference != 0.0
         row.d2 += difference * difference
         row.along += value * difference
-        if columns.size:
-            columns[i].d2 += difference * difference
+        if into >= 0:
+            columns[into + i].d2 += difference * difference
 
 
 @jit
-def _whole_shift_sums(kind: Word, words: tuple[Word, Word], columns: np.ndarray, count: Word) -> Any:
-    if columns.size:
-        return shift_sums_into(kind, (words[0], words[1], columns.ctypes.data), count, 0.0)
+def _whole_shift_sums(kind: Word, words: tuple[Word, Word], columns: np.ndarray, into: Word, count: Word) -> Any:
+    if into >= 0:
+        return shift_sums_into(kind, (words[0], words[1], columns.ctypes.data + 8 * into), count, 0.0)
     return shift_sums(kind, words, count, 0.0)
 
 

@@ -20,19 +20,18 @@ from diffai_dist.kernels.bitwise import (
     join_bitwise,
     visible_count,
 )
-from diffai_dist.kernels.blocks import check_piece
+from diffai_dist.kernels.blocks import check_piece, check_slot, measure_block
 from diffai_dist.kernels.channels import (
     add_channels,
     add_equal_rows,
     add_shift_channels,
-    is_finite,
 )
 from diffai_dist.kernels.compiled import Word, entry, jit
 from diffai_dist.kernels.content import clear_content, digest_of, fill_content, join_content
 from diffai_dist.kernels.decode import U16, U32, U64, double_at, single_at, widen
 from diffai_dist.kernels.lanes import LANES, load, pattern, real
 from diffai_dist.kernels.tables import BITS, CODE, DOUBLE, FAMILY, INTEGER, SINGLE
-from diffai_dist.kernels.twins import find_equal_partners, root_of
+from diffai_dist.kernels.twins import root_of
 from diffai_dist.partials import BLOCK
 
 _F32, _BF16, _F4, _F64 = (CODE[name] for name in ("F32", "BF16", "F4", "F64"))
@@ -40,7 +39,7 @@ _LARGEST = np.uint32(0x7F7FFFFF)  # of F32
 
 
 @entry
-def measure_detail_pieces(
+def measure_pieces_in_detail(
     origin: Word,
     arena: Word,
     slots: np.ndarray,
@@ -49,30 +48,33 @@ def measure_detail_pieces(
     bits: np.ndarray,
     codes: np.ndarray,
     pairs: np.ndarray,
+    anchor: Word,
+    moments: np.ndarray,
+    shifts: np.ndarray,
+    grams: np.ndarray,
     rows_at: np.ndarray,
     widths: np.ndarray,
     columns_at: np.ndarray,
     out: Any,
     blocks: tuple[np.ndarray, np.ndarray],
-    live: np.ndarray,
     work: Any,
 ) -> None:
-    """All blocks of all pieces, in order, from an arena of so many bytes at the address `origin`."""
+    """What `measure_pieces` does, and the details of each block while it lies decoded in the scratch."""
     for piece in range(slots.size):
         begins, kinds, slot, width = bits[piece], codes[piece], slots[piece], widths[piece]
         check_piece(arena, count[piece], begins, kinds)
+        check_slot(slot, anchor, moments, shifts, grams)
         _check_rows(slot, base[piece], count[piece], rows_at[piece], width, columns_at[piece], out)
         for start in range(0, count[piece], BLOCK):
             size, at = min(BLOCK, count[piece] - start), base[piece] + start
-            find_equal_partners(origin, start, size, begins, kinds, pairs, work.roots)
-            _decode(origin, start, size, begins, kinds, work)
+            measure_block(origin, start, size, at, begins, kinds, pairs, anchor, slot, moments, shifts, grams, work)
             if out.content.shape[0]:
                 _add_content(size, at, begins, kinds, out.content[slot], blocks[0][0], work)
             inside = base[piece] % max(width, 1) + start
             place = rows_at[piece] + inside // max(width, 1), inside % max(width, 1), width, columns_at[piece]
             if width:
-                _add_channels(size, begins, kinds, place, out, live, work)
-            _add_pairs(start, size, at, begins, kinds, pairs, slot, place, out, blocks[1][0], live, work)
+                _add_channels(size, begins, kinds, place, out, work)
+            _add_pairs(start, size, at, begins, kinds, pairs, slot, place, out, blocks[1][0], work)
 
 
 @jit
@@ -86,22 +88,6 @@ def _check_rows(slot: Word, base: Word, count: Word, rows_at: Word, width: Word,
             raise ValueError("a piece has rows beyond the last")
         if columns_at + width > min(out.columns.shape[1], out.column_shifts.shape[1]) and columns_at >= 0:
             raise ValueError("a piece has columns beyond the last")
-
-
-@jit
-def _decode(origin: Word, start: Word, size: Word, bits: np.ndarray, codes: np.ndarray, work: Any) -> None:
-    """Decode the members that are nobody's twins."""
-    for member in range(bits.size):
-        if bits[member] < 0 or work.roots[member] != member:
-            continue
-        code = codes[member]
-        begin = bits[member] + start * BITS[code]
-        words = work.raws[member] = origin + begin // 8
-        if FAMILY[code] == SINGLE:
-            words = single_at(code, origin, begin, size, work.singles[member])
-        elif FAMILY[code] <= INTEGER:
-            words = double_at(code, origin, begin, size, work.doubles[member])
-        work.words[member] = words
 
 
 @jit
@@ -128,21 +114,17 @@ def _add_content(
 
 
 @jit
-def _add_channels(
-    size: Word, bits: np.ndarray, codes: np.ndarray, place: Any, out: Any, live: np.ndarray, work: Any
-) -> None:
-    """Add the block to the rows and columns of members; `live` says afterwards in whom all of it is finite."""
+def _add_channels(size: Word, bits: np.ndarray, codes: np.ndarray, place: Any, out: Any, work: Any) -> None:
+    """Add the block to the rows and columns of members."""
     for member in range(bits.size):
         if bits[member] < 0:
             continue
         root, family = root_of(work.roots, member), FAMILY[codes[member]]
-        words, rows, columns = work.words[root], out.rows[:, member], out.columns[member]
+        words, rows, columns, block = work.words[root], out.rows[:, member], out.columns[member], work.blocks[root]
         if family == SINGLE:
-            live[member] = live[root] if root < member else is_finite(U32, words, size)
-            add_channels(rows, columns, U32, words, size, place, live[member], work.spare32[0])
+            add_channels(rows, columns, U32, words, size, place, block.finite == size, block.zeros > 0, work.spare32[0])
         elif family <= INTEGER:
-            live[member] = live[root] if root < member else is_finite(U64, words, size)
-            add_channels(rows, columns, U64, words, size, place, live[member], work.spare64[0])
+            add_channels(rows, columns, U64, words, size, place, block.finite == size, block.zeros > 0, work.spare64[0])
 
 
 @jit
@@ -157,7 +139,6 @@ def _add_pairs(
     place: Any,
     out: Any,
     block: Any,
-    live: np.ndarray,
     work: Any,
 ) -> None:
     for pair in range(pairs.shape[0]):
@@ -166,10 +147,11 @@ def _add_pairs(
         if bits[left] < 0 or bits[right] < 0 or max(FAMILY[code], FAMILY[other]) > INTEGER:
             continue
         roots = root_of(work.roots, left), root_of(work.roots, right)
+        finite = work.blocks[roots[0]].finite == size and work.blocks[roots[1]].finite == size
         if roots[0] == roots[1]:
             if out.bitwise.shape[0]:
                 out.bitwise[slot, pair].count += size
-            _add_equal(out.row_shifts[:, pair], work.words[roots[0]], size, place, code, live[left])
+            _add_equal(out.row_shifts[:, pair], work.words[roots[0]], size, place, code, finite)
             continue
         words = work.words[roots[0]], work.words[roots[1]]
         if code != other:
@@ -180,9 +162,9 @@ def _add_pairs(
             join_bitwise(out.bitwise[slot, pair], block)
         rows, columns = out.row_shifts[:, pair], out.column_shifts[pair]
         if place[2] and code == other and FAMILY[code] == SINGLE:
-            add_shift_channels(rows, columns, U32, words, size, place, live[left] and live[right], work.spare32)
+            add_shift_channels(rows, columns, U32, words, size, place, finite, work.spare32)
         elif place[2]:
-            add_shift_channels(rows, columns, U64, words, size, place, live[left] and live[right], work.spare64)
+            add_shift_channels(rows, columns, U64, words, size, place, finite, work.spare64)
 
 
 @jit

@@ -3,10 +3,10 @@
     python tests/benchmarks/bench_kernels.py [dtype ...]
 
 Per dtype: pairs of elements per second with all statistics of both sides and of the pair, bytes per second, and the
-ratio to `max` over the same bytes as float32 (the speed of reading memory). Then what details cost on top, as a part of
-that; the anchored Gram of a group, which holds all its pairs, against its consecutive pairs; the cost of one tiny
-tensor, of one call, and of compiling. Times are this thread's CPU time, the best of several runs, so that a busy
-machine matters less.
+ratio to `max` over the same bytes as float32 (the speed of reading memory). Then the same with details, and bins alone,
+as multiples of that; the anchored Gram of a group, which holds all its pairs, against its consecutive pairs; the cost
+of one tiny tensor, of one call, and of compiling. Times are this thread's CPU time, the best of several runs, so that
+a busy machine matters less.
 """
 
 from __future__ import annotations
@@ -66,13 +66,15 @@ def details(name: str, pieces: int, size: int, width: int) -> dict[str, Callable
     dtype, arena = dtype_of(name), np.frombuffer(sides(name, pieces * size), np.uint8).copy()
     starts, rows = np.arange(pieces, dtype=np.int64), pieces * size // width
     bits = starts[:, None] * size * dtype.bits + np.array([0, arena.size * 4])
-    place = np.full((pieces, 2), dtype.code), np.array([[0, 1]]), starts * size // width, starts * 0 + width, starts * 0
+    tables = empty(MOMENTS, (pieces, 2)), empty(SHIFT, (pieces, 1)), -1, None
+    place = np.full((pieces, 2), dtype.code), np.array([[0, 1]]), *tables
+    lines = starts * size // width, starts * 0 + width, starts * 0
     columns = np.zeros((width, 2), COLUMN, order="F"), np.zeros((width, 1), COLUMN_SHIFT, order="F")
     out = empty(CONTENT, (pieces, 2)), empty(BITWISE, (pieces, 1)), empty(ROW, (rows, 2)), empty(ROW_SHIFT, (rows, 1))
     bins = np.zeros((2, 2**16), np.int64)
     return {
-        "details": lambda: measure_details(
-            arena, starts, starts * size, np.full(pieces, size), bits, *place, DetailRows(*out, *columns)
+        "all with details": lambda: measure_details(
+            arena, starts, starts * size, np.full(pieces, size), bits, *place, *lines, DetailRows(*out, *columns)
         ),
         "bins": lambda: count_bins(arena, pieces * size, bits[0], place[0][0], bins),
     }
