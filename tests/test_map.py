@@ -223,8 +223,8 @@ def test_a_wrong_map_is_said_with_its_place(tmp_path: Path, text: str, said: str
 def test_a_map_that_does_not_fit_is_refused(tmp_path: Path, text: str, said: str) -> None:
     fine = {"k": noise(3, 5), "q": noise(6, 5)}
     whole = {"kq": np.concatenate([fine["k"], fine["q"]])}
+    others = {"both": whole["kq"], "odd": noise(9, 5), "vector": noise(9)}
     with pytest.raises(UsageError) as error:
-        others = {"both": whole["kq"], "odd": noise(9, 5), "vector": noise(9)}
         compared(tmp_path, fine | {"odd": noise(9, 5)}, whole | others, text)
     assert said in str(error.value)
 
