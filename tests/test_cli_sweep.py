@@ -947,6 +947,7 @@ SHOWN = {
     "--github": ([], []),
     "--show-identical": (["-o", "json"], []),
     "--sort-by-change-magnitude": (["-o", "json"], []),
+    "--sort-by": (["-o", "json"], ["max_abs"]),
     "--show-tensors": ([], []),
     "--exit-code": ([], []),
     "--quiet": ([], []),
@@ -964,6 +965,7 @@ CHOSEN = {
     "--name": ([], ["nightly"]),
     **{kind.flag: ([], []) for kind in (*ANALYSES.values(), *SERIES.values())},
     "--include": ([], ["h.*"]),
+    "--map": ([], ["{out}/map.yaml"]),
     "--exclude": ([], ["h.*"]),
     "--ignore-keys-regex": ([], ["proj"]),
     "--epsilon": ([], ["0.02"]),
@@ -1011,6 +1013,7 @@ def test_every_option_does_something(
         out, store = tmp_path / str(number), tmp_path / str(number) / "reports"
         out.mkdir()
         (out / "old").touch()
+        (out / "map.yaml").write_text("rename: [{old: '(h.*)', new: '\\1', regex: true}]")
         others = [] if option == "--store" and number else ["--store", str(store)]
         about: dict[str, list[object]] = {"sweep": [run7 / "step-*"], "query": [store, "select count(*) from runs"]}
         if verb not in ("sweep", "plan"):
