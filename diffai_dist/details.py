@@ -37,6 +37,7 @@ class DetailTables:
         self.column_shifts = np.zeros((self.columns_from[-1], pairs), COLUMN_SHIFT, "F")
         self.histograms: dict[tuple[int, int], np.ndarray] = {}  # by subtree and member
         self._counts = np.zeros((members, BINS), np.int64) if asked & COUNTED else None
+        self._counting: int | None = None  # the subtree whose bins they are
         self._all_counted = "histogram" in asked
 
     def places(self, subtree: int, slot: int, first: int) -> tuple[int, int, int]:
@@ -83,14 +84,22 @@ class DetailTables:
 
         if self._counts is None or not (bits >= 0).any():
             return
+        if subtree != self._counting:
+            self._keep_counts()
+            self._counting = subtree
         kernels.count_bins(arena, count, bits, codes, self._counts)
-        for member in np.flatnonzero(bits >= 0).tolist():
-            filled = np.flatnonzero(self._counts[member])
-            found = np.zeros(len(filled), HISTOGRAM)
-            found["bin"], found["count"] = filled, self._counts[member, filled]
-            self._counts[member, filled] = 0
-            before = self.histograms.get((subtree, member), found[:0])
-            self.histograms[subtree, member] = add_histograms([before, found])
+
+    def _keep_counts(self) -> None:
+        """Put the filled bins of the subtree that was counted last aside: looking at all takes as long as a block."""
+        if self._counts is None or self._counting is None:
+            return
+        for member, counts in enumerate(self._counts):
+            if len(filled := np.flatnonzero(counts)):
+                found = np.zeros(len(filled), HISTOGRAM)
+                found["bin"], found["count"] = filled, counts[filled]
+                counts[filled] = 0
+                before = self.histograms.get((self._counting, member), found[:0])
+                self.histograms[self._counting, member] = add_histograms([before, found])
 
     def merged(self, failures: Mapping[tuple[int, int], Failure]) -> dict[str, np.ndarray]:
         """The arrays of Rows, leaves merged along the fixed tree; what failed in part tells nothing."""
@@ -106,6 +115,7 @@ class DetailTables:
             found["widths"] = np.array(self.widths, np.int64)
             found |= {name: self._summed(getattr(self, name)) for name in ("columns", "column_shifts")}
         if self._counts is not None:
+            self._keep_counts()
             members = range(self.unit.members)
             none = np.zeros(0, HISTOGRAM)
             every = [[self.histograms.get((subtree, m), none) for m in members] for subtree in range(len(runs))]
