@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from diffai_dist.analyses.change_summary import cosine_distance
+from diffai_dist.analyses.codes import scaled
 from diffai_dist.analyses.sums import exact, relative, rolled_up, share, shifts_of
 from diffai_dist.comparison import Pair
 from diffai_dist.gram import gram_changes, grams_of_two, squared_norms, whole
@@ -20,12 +21,13 @@ from diffai_dist.statistics import sound
 def whole_change(
     measured: Measurements, pair_index: int, records: Sequence[TensorRecord]
 ) -> tuple[Change | None, ErrorBound | None]:
-    """The change of all compared elements together; indices, bits and signs have no whole.
+    """The change of all compared values together; indices, bits and signs have no whole, codes and bytes are in none.
 
     Where a tensor's numbers come from the Gram, so do those of the whole, with the bound of their error.
     """
     compared = {record.name for record in records if record.change is not None}
-    tensors = [i for i, one in enumerate(measured.comparison.aligned) if one.name in compared]
+    codes = scaled(measured, pair_index)
+    tensors = [i for i, one in enumerate(measured.comparison.aligned) if one.name in compared and i not in codes]
     products = [i for i in tensors if comes_from_gram(measured, i, pair_index)]
     if products:
         return _from_gram(measured, pair_index, products, sorted(set(tensors) - set(products)))
@@ -34,7 +36,9 @@ def whole_change(
         return None, None
     rolled = rolled_up(rows)
     sizes = exact(size for row in rows for size in (row.a1, row.b1))
-    largest = [record.change.max_abs for record in records if record.change and record.change.max_abs is not None]
+    summed = {row.name for row in rows}
+    changes = [record.change for record in records if record.change and record.name in summed]
+    largest = [change.max_abs for change in changes if change.max_abs is not None]
     return Change(
         l2=rolled["l2"],
         rel_l2=relative(rows),

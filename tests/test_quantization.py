@@ -6,6 +6,8 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -13,14 +15,22 @@ import numpy as np
 import pytest
 
 import transformer
-from details_oracle import measured
+from details_oracle import checkpoint, measured
+from diffai_dist import compare
+from diffai_dist.analyses.change_summary import ChangeSummary
+from diffai_dist.analyses.layer_impact import LayerImpact
 from diffai_dist.analyses.noise_tables import NO_CODES
 from diffai_dist.analyses.quantization_analysis import NOT_NARROWER, NOTHING_LOST, QuantizationAnalysis
-from diffai_dist.analyses.scales import TOO_MANY, ZERO_POINTS
+from diffai_dist.analyses.scales import LEFT_OUT, NOT_READ, TOO_MANY, ZERO_POINTS
+from diffai_dist.analyses.tensor_matching import TensorMatching
+from diffai_dist.analyses.transfer_learning_analysis import TransferLearningAnalysis
+from diffai_dist.errors import Failure
 from diffai_dist.judging import tensor_records
-from diffai_dist.records import AnalysisRecord, Details
+from diffai_dist.records import AnalysisRecord, Details, Result
 from diffai_dist.report.lines import analysis_lines
 from diffai_dist.report.view import View
+from diffai_dist.whole import whole_change
+from models import write
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -373,6 +383,156 @@ def test_more_scales_than_rows_are_kept_of_are_named() -> None:
     result = ask({"m.weight": a}, {"m.weight": codes, "m.weight_scale": scale.ravel()}).result
     assert result["unsupported"] == [{"tensor": "m.weight", "reason": TOO_MANY}]
     assert (result["sqnr_db"], result["precision_loss"]) == (None, None)
+
+
+def compared(root: Path, before: Arrays, after: Arrays, **options: Any) -> tuple[Result, AnalysisRecord]:
+    """The pair from its files, names matched, and what its codes lost; no tensor is on one side alone."""
+    files = [str(write(root / f"{side}.safetensors", one)) for side, one in (("a", before), ("b", after))]
+    result = compare(*files, analyses=["quantization_analysis", "tensor_matching"], **options).result
+    answers = {one.name: one for one in result.analyses}
+    assert answers["tensor_matching"].result["unmatched_of"] == 0
+    return result, answers["quantization_analysis"]
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("quantise", [fp8, int8])
+def test_the_scale_of_a_fused_tensor_is_that_of_its_parts(tmp_path: Path, quantise: Any, by_row: bool) -> None:
+    parts = {name: weights(seed, (32, 48), 0.01 * 1.1**seed) for seed, name in enumerate("qkv")}
+    a = np.concatenate(list(parts.values()))
+    start = "layers.0.self_attn."
+    codes, scale = quantise(a, by_row)
+    before = {f"{start}{name}_proj.weight": part for name, part in parts.items()}
+    after = {f"{start}qkv_proj.weight": codes, f"{start}qkv_proj.weight_scale": scale}
+    _, answer = compared(tmp_path, before, after)
+    values = codes.astype(np.float64) * scale.astype(np.float64)
+    each = {
+        f"{start}{name}_proj.weight": db(part, values[32 * i : 32 * i + 32])
+        for i, (name, part) in enumerate(parts.items())
+    }
+    assert answer.result["sqnr_db"] == pytest.approx(db(a, values), abs=1e-6)
+    assert {row["tensor"]: row["sqnr_db"] for row in answer.result["ranking"]} == pytest.approx(each, abs=1e-6)
+    assert answer.result["bits_per_weight"] == pytest.approx(8 * (codes.nbytes + scale.nbytes) / a.size, rel=1e-12)
+    assert answer.findings == ()
+
+
+def test_the_scales_of_stacked_experts_are_those_of_each(tmp_path: Path) -> None:
+    names = [f"layers.0.mlp.experts.{e}.{name}_proj.weight" for e in range(3) for name in ("gate", "up")]
+    before = {name: weights(i, (16, 24), 0.01 * 2.0**i) for i, name in enumerate(names)}
+    a = np.concatenate(list(before.values())).reshape(3, 32, 24)
+    scale = (abs(a).max(axis=2, keepdims=True) / 127).astype(np.float32)
+    codes = np.round(a / scale).astype(np.int8)
+    fused = "layers.0.mlp.experts.gate_up_proj"
+    _, answer = compared(tmp_path, before, {fused: codes, f"{fused}_scale": scale})
+    values = (codes * scale.astype(np.float64)).reshape(6, 16, 24)
+    each = {name: db(before[name], values[i]) for i, name in enumerate(names)}
+    assert {row["tensor"]: row["sqnr_db"] for row in answer.result["ranking"]} == pytest.approx(each, abs=1e-6)
+    assert answer.findings == ()
+
+
+@pytest.mark.parametrize("quantise", [fp8, int8])
+@pytest.mark.parametrize("chosen", [{"include": "*.weight"}, {"exclude": "*_scale"}])
+def test_a_scale_that_was_left_out_is_no_missing_one(tmp_path: Path, quantise: Any, chosen: dict[str, str]) -> None:
+    a = weights()
+    codes, scale = quantise(a)
+    after = {"m.weight": codes, "m.weight_scale": scale}
+    _, answer = compared(tmp_path, {"m.weight": a}, after, **chosen)
+    assert answer.result["unsupported"] == [{"tensor": "m.weight", "reason": LEFT_OUT}]
+    assert (answer.findings, answer.result["sqnr_db"], answer.result["measured"]) == ((), None, 0)
+
+
+def test_a_scale_that_cannot_be_read_is_no_missing_one() -> None:
+    a = weights()
+    codes, _ = int8(a)
+    arrays = {"m.weight": a}, {"m.weight": codes}
+    before, after = map(checkpoint, arrays)
+    lost = {
+        "m.weight_scale": Failure("E1201", "/run/2.safetensors", "m.weight_scale", "a shard", "nothing", "Copy it.")
+    }
+    made = measured(arrays, checkpoints=[before, replace(after, unreadable=lost)])
+    answer = QuantizationAnalysis()(made, 0, tensor_records(made, 0))
+    assert answer.result["unsupported"] == [{"tensor": "m.weight", "reason": NOT_READ}]
+    assert (answer.findings, answer.result["sqnr_db"]) == ((), None)
+
+
+def test_zero_points_that_were_left_out_are_not_taken_for_zeros(tmp_path: Path) -> None:
+    a = weights()
+    codes, scale = int8(a)
+    after = {"m.weight": codes, "m.weight_scale": scale, "m.weight_zero_point": np.full((48, 1), 3, np.int8)}
+    _, answer = compared(tmp_path, {"m.weight": a}, after, exclude="*_zero_point")
+    assert answer.result["unsupported"] == [{"tensor": "m.weight", "reason": ZERO_POINTS}]
+
+
+def quantised(model: Arrays) -> dict[str, np.ndarray]:
+    """Matrices as int8 with the scales of their rows."""
+    after = dict(model)
+    for name, a in model.items():
+        if a.ndim == 2:
+            after[name], after[f"{name}_scale"] = int8(a)
+    return after
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_codes_are_in_no_sum_of_values(turned: bool) -> None:
+    """The rest of the model moves, so that what is left has numbers of its own."""
+    before = {f"h.{i}.mlp.{name}.weight": weights(i) for i in range(2) for name in ("up_proj", "down_proj")}
+    norms = {f"h.{i}.norm.weight": weights(i, (96,)) for i in range(2)}
+    after = quantised(before) | {name: a * np.float32(1.25) for name, a in norms.items()}
+    sides = (after, before | norms) if turned else (before | norms, after)
+    made = measured(sides)
+    records = tensor_records(made, 0)
+    a, b = (np.concatenate([side[name] for name in norms]).astype(np.float64) for side in sides)
+    moved = float(np.linalg.norm(b - a) / np.linalg.norm(a))
+    impact, summary, regime = (
+        kind()(made, 0, records).result for kind in (LayerImpact, ChangeSummary, TransferLearningAnalysis)
+    )
+    assert [one["scaled"] for one in (impact, summary, regime)] == [4, 4, 4]
+    assert impact["rel_l2"] == summary["rel_l2"] == pytest.approx(moved)
+    assert [row["tensors"] for row in impact["blocks"]] == [1, 1]
+    assert {row["tensor"] for row in summary["top"]} == norms.keys()
+    assert (summary["regime"], regime["regime"], regime["moved"]) == (None, None, 2)
+    told = {row["evidence"]: row["value"] for row in regime["evidence"]}
+    assert told["tensors of codes with scales, whose values were not compared"] == 4
+    whole, _ = whole_change(made, 0, records)
+    assert whole is not None
+    assert whole.rel_l2 == pytest.approx(moved)
+    assert whole.max_abs == pytest.approx(abs(b - a).max())
+
+
+def test_integers_without_a_scale_are_values() -> None:
+    before = {"steps": np.arange(64, dtype=np.float32), "m.weight": weights()}
+    made = measured([before, before | {"steps": np.arange(64, dtype=np.int16) + np.int16(1)}])
+    result = ChangeSummary()(made, 0, tensor_records(made, 0)).result
+    assert (result["scaled"], result["elements_changed"]) == (0, 64)
+    both = measured([quantised(before), quantised(before | {"m.weight": weights(1)})])
+    result = ChangeSummary()(both, 0, tensor_records(both, 0)).result
+    assert (result["scaled"], result["regime"]) == (0, "dense")
+
+
+def test_a_model_of_codes_alone_has_no_whole(tmp_path: Path) -> None:
+    before = {"m.weight": weights()}
+    result, _ = compared(tmp_path, before, quantised(before))
+    assert result.whole is None
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_scales_of_matched_weights_are_not_unmatched(turned: bool) -> None:
+    before = {f"h.{i}.weight": weights(i) for i in range(3)}
+    after = quantised(before) | {
+        "h.0.weight_zero_point": np.zeros((48, 1), np.int8),
+        "h.1.input_scale": np.ones(1, np.float32),
+    }
+
+    def matching(*sides: Arrays) -> AnalysisRecord:
+        made = measured(sides[::-1] if turned else sides)
+        return TensorMatching()(made, 0, tensor_records(made, 0))
+
+    record = matching(before, after)
+    assert (record.findings, record.result["scales"], record.result["unmatched_of"]) == ((), 5, 0)
+    record = matching(before, after | {"h.9.weight_scale": np.ones(1, np.float32)})
+    assert [row["tensor"] for row in record.result["unmatched"]] == ["h.9.weight_scale"]
+    assert told(record) == [("unmatched", "medium", None)]
+    wide = {name: a if name.endswith("_scale") else a.astype(np.float32) for name, a in after.items()}
+    assert matching(before, wide).result["unmatched_of"] == 5  # beside numbers they are tensors like others
 
 
 def test_one_scale_for_a_tensor_needs_no_rows() -> None:

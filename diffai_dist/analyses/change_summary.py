@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from diffai_dist.analyses.base import Kind, threshold
+from diffai_dist.analyses.codes import scaled
 from diffai_dist.analyses.moves import Moves, moves_of
 from diffai_dist.analyses.regimes import regime
 from diffai_dist.analyses.roles import role
 from diffai_dist.analyses.sort_by_change import sort_by_change
-from diffai_dist.analyses.sums import Shift, exact, grouped, rolled_up, share, shifts_of, undecoded
+from diffai_dist.analyses.sums import LEFT_OUT, Shift, exact, grouped, left_out, rolled_up, share, shifts_of
 from diffai_dist.records import SEVERITIES, AnalysisRecord, Finding, Measurements, Severity, Side, Status, TensorRecord
 
 STATUSES: tuple[Status, ...] = ("changed", "identical", "added", "removed", "incomparable", "failed")
@@ -38,17 +39,18 @@ class ChangeSummary:
         "elements": "elements compared value by value",
         "elements_changed": "those with another value",
         "elements_changed_fraction": "elements_changed / elements",
-        "undecoded": "tensors compared as bytes, which are in no sum",
+        **LEFT_OUT,
         "regime": "the kind of training that this looks like, as --transfer-learning-analysis defines it; or null",
         "findings": "findings of this analysis by severity",
         "coverage": "tensors, elements and bytes, those compared, and reasons for the others",
         "evidence": "what the regime rests on",
         "dtype_changes": "tensors by dtype before and after, where that changed",
-        "top": "the tensors that moved most, by rel_l2",
+        "top": "the tensors that moved most, by rel_l2, none of those that are in no sum as `scaled`",
         "roles": "share of the squared change by role, largest first",
     }
     rules: ClassVar[Mapping[str, str]] = {
-        "non-finite-appeared": "a tensor has more NaN and infinities than before: critical",
+        "non-finite-appeared": "a tensor has more NaN and infinities than before: critical; left to anomaly_detection"
+        " where that answers, as in every sweep",
         "tensors-incomparable": "tensors of other shapes, or without common values: medium; info where all of them are "
         "embeddings and heads with more rows than before",
         "tensors-removed": "tensors that the candidate lacks: info",
@@ -60,19 +62,26 @@ class ChangeSummary:
 
     top: int = threshold(10, "tensors listed")
 
-    def __call__(self, measured: Measurements, pair_index: int, records: Sequence[TensorRecord]) -> AnalysisRecord:
-        """Counts of tensors, sums over all elements that were compared, and the coverage behind them."""
+    def __call__(
+        self, measured: Measurements, pair_index: int, records: Sequence[TensorRecord], non_finite: bool = True
+    ) -> AnalysisRecord:
+        """Counts of tensors, sums over all elements that were compared, and the coverage behind them.
+
+        Without `non_finite` there are no findings of NaN and infinities: another analysis tells them.
+        """
         from diffai_dist.judging import coverage  # brings NumPy, which --help does not need
 
         rows = shifts_of(measured, pair_index, records)
         whole = rolled_up(rows)
         counts = Counter(record.status for record in records)
-        movers = sort_by_change(record for record in records if record.status == "changed")[: self.top]
-        comparison = measured.comparison
+        comparison, codes = measured.comparison, scaled(measured, pair_index)
+        bare = {comparison.aligned[i].name for i in codes}
+        changed = (record for record in records if record.status == "changed" and record.name not in bare)
+        movers = sort_by_change(changed)[: self.top]
         covered = coverage(comparison, comparison.pairs[pair_index], records)
         moves = moves_of(measured, pair_index, records)
         label, evidence = regime(moves)
-        findings = tuple(_findings(records, moves))
+        findings = (*(_spoiled(records) if non_finite else ()), *_findings(records, moves))
         severities = Counter(finding.severity for finding in findings)
         result: dict[str, Any] = {
             **{status: counts[status] for status in STATUSES},
@@ -83,7 +92,7 @@ class ChangeSummary:
             "elements": whole["elements"],
             "elements_changed": sum(row.changed for row in rows),
             "elements_changed_fraction": whole["changed_fraction"],
-            "undecoded": undecoded(measured, pair_index, records),
+            **left_out(measured, pair_index, records),
             "regime": label,
             "findings": {severity: severities[severity] for severity in SEVERITIES},
             "coverage": {**dataclasses.asdict(covered), "not_compared": dict(covered.not_compared)},
@@ -143,8 +152,7 @@ def _dtype_changes(records: Sequence[TensorRecord]) -> list[dict[str, Any]]:
 
 
 def _findings(records: Sequence[TensorRecord], moves: Moves) -> Iterator[Finding]:
-    """Non-finite values tensor by tensor, everything else as one count per rule."""
-    yield from (finding for record in records if (finding := _non_finite(record)))
+    """All but non-finite values, as one count per rule."""
     counts = Counter(record.status for record in records)
     torn = counts["incomparable"] > len(moves.grown)
     counted: tuple[tuple[Status, Severity], ...] = (
@@ -159,6 +167,11 @@ def _findings(records: Sequence[TensorRecord], moves: Moves) -> Iterator[Finding
         yield Finding("dtype-changed", "info", None, retyped, 0, "headers")
     if records and all(record.status == "identical" and record.within_epsilon is None for record in records):
         yield Finding("checkpoint-identical", "info", None, len(records), None, "bits of all tensors")
+
+
+def _spoiled(records: Sequence[TensorRecord]) -> Iterator[Finding]:
+    """Non-finite values, tensor by tensor."""
+    yield from (finding for record in records if (finding := _non_finite(record)))
 
 
 def _non_finite(record: TensorRecord) -> Finding | None:

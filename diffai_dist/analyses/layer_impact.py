@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from diffai_dist.analyses.base import Kind, finding, threshold
 from diffai_dist.analyses.bounding import MOST
 from diffai_dist.analyses.roles import block, role
-from diffai_dist.analyses.sums import Shift, exact, grouped, rolled_up, share, shifts_of, undecoded
+from diffai_dist.analyses.sums import LEFT_OUT, Shift, exact, grouped, left_out, rolled_up, share, shifts_of
 from diffai_dist.records import AnalysisRecord, Finding, Measurements, TensorRecord
 
 _NUMBERED = re.compile(r"(?:(.*)[./_])?[0-9]+", re.DOTALL)  # a block of a stack, as roles.block names it
@@ -24,9 +24,9 @@ class LayerImpact:
     The whole is the sum of the tensors' d2, float64 numbers, as an exact rational; a group's part of it likewise, so
     that the parts add up to the whole exactly, blocks and roles to the same one. `d2` is each sum and `share` each
     quotient part / whole, correctly rounded: shares add to 1 within an ulp, and published d2 to each other within half
-    an ulp of each. All shares are null where the whole is 0 or no finite float64. Tensors of dtypes without a decoder
-    have no d2 and are left out; `undecoded` says how many. `tensor` of a finding is the block. Impact on what the model
-    does cannot be read from weights.
+    an ulp of each. All shares are null where the whole is 0 or no finite float64. Tensors of dtypes without a decoder,
+    and codes with a scale that the other side does not have, have no d2 and are left out; `undecoded` and `scaled` say
+    how many. `tensor` of a finding is the block. Impact on what the model does cannot be read from weights.
     """
 
     name: ClassVar[str] = "layer_impact"
@@ -41,7 +41,7 @@ class LayerImpact:
         "d2": "sum of d^2, d = b - a",
         "tensors": "tensors compared value by value",
         "elements": "their elements",
-        "undecoded": "tensors compared as bytes, which are in no sum",
+        **LEFT_OUT,
         "blocks": "the same of each block, in the order of names, and its share of d2",
         "roles": "the same of each role",
         "depth": f"of each stack of numbered blocks, at most {MOST}: centre, where its d2 has its centre of mass, 0 in "
@@ -61,9 +61,8 @@ class LayerImpact:
         """Blocks and roles in the order of the comparison's tensors, so that depth reads from top to bottom."""
         rows = shifts_of(measured, pair_index, records)
         blocks, roles = _table(rows, "block", block), _table(rows, "role", role)
-        left_out = undecoded(measured, pair_index, records)
         tables = {"blocks": blocks, "roles": roles, "depth": _depth(rows)}
-        result = {**rolled_up(rows), "undecoded": left_out, **tables}
+        result = {**rolled_up(rows), **left_out(measured, pair_index, records), **tables}
         return AnalysisRecord(self.name, result, self._findings(blocks))
 
     def _findings(self, blocks: Sequence[dict[str, Any]]) -> tuple[Finding, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from diffai_dist.analyses.codes import scaled
 from diffai_dist.analyses.roles import block, role
 from diffai_dist.analyses.staleness_check import is_state
 from diffai_dist.dtypes import Family
@@ -55,6 +56,7 @@ class Moves:
     grown: tuple[tuple[str, int, int], ...]  # embeddings and heads with more rows than before; how many
     adapters: tuple[str, ...]  # second matrices of the candidate's adapters
     untrained: tuple[str, ...]  # those among them that are all zeros
+    scaled: int  # tensors that one side holds as codes with a scale, whose values were not compared
     state: int  # tensors of optimizers and saved gradients, which turn over by themselves and are in nothing else
 
     @property
@@ -75,7 +77,8 @@ def moves_of(measured: Measurements, pair_index: int, records: Sequence[TensorRe
     pair = measured.comparison.pairs[pair_index]
     by_name = {record.name: record for record in records}
     parts, others, grown = [], dict[str, list[str]](), []
-    adapters, untrained, state = [], [], 0
+    adapters, untrained, state, coded = [], [], 0, 0
+    codes = scaled(measured, pair_index)
     for i, aligned in enumerate(measured.comparison.aligned):
         record = by_name.get(aligned.name)
         before, after = aligned.tensors[pair.baseline], aligned.tensors[pair.candidate]
@@ -87,14 +90,16 @@ def moves_of(measured: Measurements, pair_index: int, records: Sequence[TensorRe
         if after and _SECOND.search(aligned.name) and (count := int(measured.moments["count"][i, pair.candidate])):
             adapters.append(aligned.name)
             untrained += [aligned.name] * (int(measured.moments["zeros"][i, pair.candidate]) == count)
-        if record.change is not None and before and after and after.decoder.family != Family.BYTES:
+        if record.change is not None and i in codes:
+            coded += 1
+        elif record.change is not None and before and after and after.decoder.family != Family.BYTES:
             parts.append(_part(measured, i, pair_index, record, before, after))
         elif record.status == "incomparable" and before and after and _is_grown(before, after):
             grown.append((aligned.name, before.shape[0], after.shape[0]))
         elif record.change is None:
             others.setdefault(record.status, []).append(aligned.name)
     named = {status: tuple(names) for status, names in others.items()}
-    return Moves(tuple(parts), named, tuple(grown), tuple(adapters), tuple(untrained), state)
+    return Moves(tuple(parts), named, tuple(grown), tuple(adapters), tuple(untrained), coded, state)
 
 
 def is_adapter(name: str) -> bool:

@@ -51,7 +51,7 @@ class Narrowed:
         return self.after.dtype in BITS
 
     @property
-    def nbytes(self) -> int:
+    def nbytes(self) -> float:
         """What the candidate stores for it, its scale included."""
         return self.after.nbytes + (self.scale.nbytes if self.scale else 0)
 
@@ -99,20 +99,27 @@ def narrowed(measured: Measurements, pair_index: int, records: Sequence[TensorRe
     """The tensors whose values were compared and that the candidate holds narrower, in the order of the comparison."""
     pair = measured.comparison.pairs[pair_index]
     compared = {record.name for record in records if record.change is not None}
-    places = {
-        tensor.name: i for i, one in enumerate(measured.comparison.aligned) if (tensor := one.tensors[pair.candidate])
-    }
+    places = places_of(measured, pair.candidate)
     found = []
     for i, aligned in enumerate(measured.comparison.aligned):
         before, after = aligned.tensors[pair.baseline], aligned.tensors[pair.candidate]
         if aligned.name in compared and before and after and _is_narrower(before.dtype, after.dtype):
-            # A scale beside a wider float is a layer's own, as in "norm.scale".
-            scaled = after.decoder.bits <= 8 or after.dtype in BITS
-            scale = find_scale(measured, pair, after, places) if scaled else None
+            coded = may_be_codes(before, after)
+            scale = find_scale(measured, pair, after, places) if coded else None
             lossless = after.dtype in BITS and scale is None and not measured.shifts["changed"][i, pair_index]
             if not lossless:  # numbers of positions, masks
                 found.append(Narrowed(i, aligned.name, before, after, scale))
     return found
+
+
+def places_of(measured: Measurements, member: int) -> dict[str, int]:
+    """Indices of aligned tensors by the member's names."""
+    return {tensor.name: i for i, one in enumerate(measured.comparison.aligned) if (tensor := one.tensors[member])}
+
+
+def may_be_codes(before: Tensor, after: Tensor) -> bool:
+    """Whether a scale may belong to a narrower dtype: one beside a wider float is a layer's own, as in "norm.scale"."""
+    return _is_narrower(before.dtype, after.dtype) and (after.decoder.bits <= 8 or after.dtype in BITS)
 
 
 def _is_narrower(before: str, after: str) -> bool:

@@ -17,7 +17,10 @@ Evidence = dict[str, Any]
 
 
 def regime(moves: Moves) -> tuple[str | None, list[Evidence]]:
-    """The first label whose test holds, None where nothing can be compared; and what speaks for it."""
+    """The first label whose test holds, and what speaks for it; None where nothing can be compared, or where codes with
+    scales are: that the rest is alike, or is not, says little of a model whose matrices were not compared."""
+    if moves.scaled:
+        return None, _common(moves)
     for label, test in _REGIMES:
         found = test(moves)
         if found is not None:
@@ -36,6 +39,7 @@ def _common(moves: Moves) -> list[Evidence]:
         "tensors in the candidate alone": counts.get("added", 0),
         "tensors in the baseline alone": counts.get("removed", 0),
         "tensors that could not be compared": counts.get("incomparable", 0) + counts.get("failed", 0),
+        "tensors of codes with scales, whose values were not compared": moves.scaled,
         "tensors of another dtype, whose rounding counts as a move": sum(one.retyped for one in moves.moved),
     }
     return [_said(what, number) for what, number in told.items() if number]

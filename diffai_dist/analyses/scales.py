@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffai_dist.checkpoint import Tensor
+from diffai_dist.checkpoint import Checkpoint, Tensor
 from diffai_dist.comparison import Pair
 from diffai_dist.grid import row_elements
 from diffai_dist.records import Measurements
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _BESIDE = (("_scale", 1.0), ("_scale_inv", 1.0), (".scale", 1.0), (".SCB", 1 / 127))
 _INSTEAD = (("scale", 1.0), ("scales", 1.0), ("SCB", 1 / 127))
 _ZEROS = ("_zero_point", ".zero_point")
+# What else quantisers write beside a weight, in place of the last part of its name: of activations, and of layouts.
+_OTHERS = ("input_scale", "input_zero_point", "output_scale", "weight_format")
 
 # Packed codes, by the last part of their names: shapes are not those of the weights they stand for.
 PACKED = {
@@ -35,14 +37,19 @@ BLOCKS = "scales of blocks"
 ZERO_POINTS = "zero points, which are not decoded"
 TOO_MANY = "more scales than partials are kept of"
 NOT_MEASURED = "the scale was not measured"
+LEFT_OUT = "the scale was left out"
+NOT_READ = "the scale could not be read"
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """What multiplies the codes of a tensor: float64 [1], or [rows], one per row; None, with a reason, if unknown."""
+    """What multiplies the codes of a tensor: float64 [1], or [rows], one per row; None, with a reason, if unknown.
+
+    Of the bytes of a scale of several tensors that lie in one, each has its share.
+    """
 
     name: str
-    nbytes: int
+    nbytes: float
     values: np.ndarray | None
     reason: str | None = None
 
@@ -52,15 +59,79 @@ def find_scale(measured: Measurements, pair: Pair, weight: Tensor, places: Mappi
 
     `places` are indices of aligned tensors by the candidate's names.
     """
-    for name, factor in _names(weight.name):
-        sides = measured.comparison.aligned[places[name]].tensors if name in places else ()
-        scale = sides[pair.candidate] if sides and sides[pair.baseline] is None else None
-        if scale is not None:
-            reason = _zero_points(measured, pair.candidate, weight.name, places)
-            values = None if reason else _values(measured, places[name], pair.candidate, scale)
-            found = None if values is None else _spread(values * factor, scale.shape, weight.shape)
-            return Scale(name, scale.nbytes, found, reason or (_reason(values, scale) if found is None else None))
+    whole = _uncut(measured.comparison.members[pair.candidate], weight)
+    for name, factor in _names(whole.name):
+        if _is_beside(measured, pair, name, places):
+            return _scale(measured, pair.candidate, weight, whole, name, factor, places)
     return None
+
+
+def has_scale(measured: Measurements, pair: Pair, weight: Tensor, places: Mapping[str, int]) -> bool:
+    """Whether find_scale finds one."""
+    whole = _uncut(measured.comparison.members[pair.candidate], weight)
+    return any(_is_beside(measured, pair, name, places) for name, _ in _names(whole.name))
+
+
+def companions(measured: Measurements, pair: Pair, weight: Tensor, places: Mapping[str, int]) -> Iterator[int]:
+    """Indices of the tensors that a quantiser wrote beside the candidate's codes, where the baseline has none."""
+    name = _uncut(measured.comparison.members[pair.candidate], weight).name
+    head, dot, _ = name.rpartition(".")
+    others = (*(name + suffix for suffix in _ZEROS), *(head + dot + last for last in _OTHERS if dot))
+    for one in (*(scale for scale, _ in _names(name)), *others):
+        if one in places and _is_beside(measured, pair, one, places):
+            yield places[one]
+
+
+def _uncut(member: Checkpoint, weight: Tensor) -> Tensor:
+    """The tensor that the weight was cut from, whose name is before a [; the weight itself if it was not cut."""
+    if weight.name in member.tensors or not weight.name.endswith("]"):
+        return weight
+    return member.tensors.get(weight.name.rpartition("[")[0], weight)
+
+
+def _is_beside(measured: Measurements, pair: Pair, name: str, places: Mapping[str, int]) -> bool:
+    """Whether the candidate has such a tensor, be it left out or unreadable, and the baseline has not."""
+    if name in places:
+        return measured.comparison.aligned[places[name]].tensors[pair.baseline] is None
+    before, after = (measured.comparison.members[member] for member in (pair.baseline, pair.candidate))
+    return _has(after, name) and not _has(before, name)
+
+
+def _has(member: Checkpoint, name: str) -> bool:
+    return name in member.tensors or name in member.unreadable
+
+
+def _scale(
+    measured: Measurements,
+    member: int,
+    weight: Tensor,
+    whole: Tensor,
+    name: str,
+    factor: float,
+    places: Mapping[str, int],
+) -> Scale:
+    """What is known of a scale that is there."""
+    if name not in places:
+        return Scale(name, 0, None, LEFT_OUT if name in measured.comparison.members[member].tensors else NOT_READ)
+    scale = measured.comparison.aligned[places[name]].tensors[member]
+    if scale is None:
+        return Scale(name, 0, None, NOT_READ)
+    reason = _zero_points(measured, member, whole.name, places)
+    values = None if reason else _values(measured, places[name], member, scale)
+    found = None if values is None else _spread(values * factor, scale.shape, whole.shape)
+    if found is not None and whole is not weight:
+        found = _cut(found, weight, whole)
+    share = scale.nbytes * weight.elements / whole.elements if whole.elements else 0
+    return Scale(name, share, found, reason or (_reason(values, scale) if found is None else None))
+
+
+def _cut(values: np.ndarray, weight: Tensor, whole: Tensor) -> np.ndarray:
+    """Those of the rows that a part was cut from, which the place of its bytes tells."""
+    if values.size == 1:
+        return values
+    first = (weight.spans[0].start - whole.spans[0].start) * 8 // whole.decoder.bits
+    row = whole.elements // values.size
+    return values[first // row : -(-(first + weight.elements) // row)]
 
 
 def _names(name: str) -> Iterator[tuple[str, float]]:
@@ -76,6 +147,8 @@ def _zero_points(measured: Measurements, member: int, name: str, places: Mapping
         if index is not None:
             moments = measured.moments[index, member]
             return None if moments["zeros"] == moments["count"] > 0 else ZERO_POINTS
+        if _has(measured.comparison.members[member], name + suffix):
+            return ZERO_POINTS
     return None
 
 

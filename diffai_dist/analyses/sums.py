@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from diffai_dist.analyses.codes import scaled
 from diffai_dist.dtypes import Family
 from diffai_dist.records import Measurements, TensorRecord
+
+LEFT_OUT = {
+    "undecoded": "tensors compared as bytes, which are in no sum",
+    "scaled": "tensors that one side alone holds as codes with a scale beside them, which are in no sum",
+}
 
 _UNITS = 2**1074  # of the smallest float64 in 1: a float64 times this is an integer
 
@@ -38,30 +45,32 @@ _SUMS = ("count", "changed", "d2", "d1", "a1", "b1", "aa", "bb", "slope", "rest"
 def shifts_of(measured: Measurements, pair_index: int, records: Sequence[TensorRecord]) -> list[Shift]:
     """One row for each tensor of the pair whose numbers were compared, in the order of the comparison.
 
-    Not those of dtypes without a decoder: what they count are bytes, which `undecoded` counts as tensors.
+    Not those that `left_out` counts: bytes of dtypes without a decoder, and codes without their scale, are no values.
     """
-    chosen = [i for i, _, decoded in _compared(measured, pair_index, records) if decoded]
-    sizes = [elements for _, elements, decoded in _compared(measured, pair_index, records) if decoded]
+    compared = [(i, elements) for i, elements, why in _compared(measured, pair_index, records) if why is None]
+    chosen, sizes = [i for i, _ in compared], [elements for _, elements in compared]
     rows = measured.shifts[chosen, pair_index]
     columns = [rows[key].tolist() for key in _SUMS]
     names = [measured.comparison.aligned[i].name for i in chosen]
     return [Shift(*row) for row in zip(names, sizes, *columns, strict=True)]
 
 
-def undecoded(measured: Measurements, pair_index: int, records: Sequence[TensorRecord]) -> int:
-    """How many tensors were compared as bytes, and so are in no sum."""
-    return sum(not decoded for _, _, decoded in _compared(measured, pair_index, records))
+def left_out(measured: Measurements, pair_index: int, records: Sequence[TensorRecord]) -> dict[str, int]:
+    """How many compared tensors are in no sum, by the keys of LEFT_OUT."""
+    counts = Counter(why for _, _, why in _compared(measured, pair_index, records))
+    return {why: counts[why] for why in LEFT_OUT}
 
 
 def _compared(
     measured: Measurements, pair_index: int, records: Sequence[TensorRecord]
-) -> Iterator[tuple[int, int, bool]]:
-    """Index, elements, and whether there is a decoder, of each tensor with a change."""
+) -> Iterator[tuple[int, int, str | None]]:
+    """Index, elements, and why it is in no sum, if it is in none, of each tensor with a change."""
     compared = {record.name for record in records if record.change is not None}
-    baseline = measured.comparison.pairs[pair_index].baseline
+    baseline, codes = measured.comparison.pairs[pair_index].baseline, scaled(measured, pair_index)
     for i, aligned in enumerate(measured.comparison.aligned):
         if aligned.name in compared and (tensor := aligned.tensors[baseline]) is not None:
-            yield i, tensor.elements, tensor.decoder.family != Family.BYTES
+            bare = "undecoded" if tensor.decoder.family == Family.BYTES else None
+            yield i, tensor.elements, "scaled" if i in codes else bare
 
 
 def exact(values: Iterable[float]) -> Fraction | None:

@@ -19,6 +19,7 @@ from diffai_dist.analyses.moves import (
     runs,
 )
 from diffai_dist.analyses.regimes import regime
+from diffai_dist.analyses.sums import LEFT_OUT
 from diffai_dist.records import AnalysisRecord, Finding, Measurements, Severity, TensorRecord
 
 _FINE_TO_DRAW = ("head", "router", "embed")  # what transfer learning draws anew on purpose, for another task
@@ -42,12 +43,13 @@ class TransferLearningAnalysis:
     partials: ClassVar[tuple[str, ...]] = ()
     in_all: ClassVar[bool] = True
     result: ClassVar[Mapping[str, str]] = {
-        "regime": "the label; null where nothing can be compared",
+        "regime": "the label; null where nothing can be compared, or tensors are `scaled`",
         "frozen": "compared tensors that have the baseline's values",
         "moved": "compared tensors that have not",
         "frozen_elements_fraction": "elements in frozen tensors / elements compared",
         "changed_fraction": "elements that changed, in bits where dtypes are equal / elements compared",
         "state": "tensors of optimizers and saved gradients, which are in none of the numbers",
+        "scaled": LEFT_OUT["scaled"].replace("no sum", "none of the numbers"),
         "adapters": "matrices B of LoRA in the candidate",
         "untrained_adapters": "those of them that are all zeros",
         "evidence": "what the label rests on, and what qualifies it",
@@ -85,6 +87,7 @@ class TransferLearningAnalysis:
             "frozen_elements_fraction": sum(one.elements for one in moves.frozen) / elements if elements else None,
             "changed_fraction": changed_share(moves.parts),
             "state": moves.state,
+            "scaled": moves.scaled,
             "adapters": len(moves.adapters),
             "untrained_adapters": len(moves.untrained),
             "evidence": evidence,
