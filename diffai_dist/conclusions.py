@@ -9,7 +9,9 @@ from typing import overload
 
 import numpy as np
 
-from diffai_dist.analyses import ANALYSES, SERIES
+from diffai_dist.analyses import ANALYSES, SERIES, SeriesAnalysis
+from diffai_dist.analyses.anomaly_detection import AnomalyDetection
+from diffai_dist.analyses.change_summary import ChangeSummary
 from diffai_dist.analyses.series import Series
 from diffai_dist.comparison import Pair, compare_members
 from diffai_dist.errors import Failure
@@ -105,7 +107,7 @@ def _result(
         names[1],
         records,
         tuple(dict.fromkeys(failures)),
-        (*_of_pair(measured, at, records, settings), *further),
+        (*_of_pair(opened, measured, at, records, settings), *further),
         coverage(measured.comparison, measured.comparison.pairs[at], records),
         warnings,
         *whole_change(measured, at, records),
@@ -113,11 +115,13 @@ def _result(
 
 
 def _of_pair(
-    measured: Measurements, at: int, records: Sequence[TensorRecord], settings: Settings
+    opened: Opened, measured: Measurements, at: int, records: Sequence[TensorRecord], settings: Settings
 ) -> Iterator[AnalysisRecord]:
     for name in ANALYSES:
         if name in settings.analyses:
-            yield settings.analysis(name)(measured, at, records)
+            told = name == ChangeSummary.name and _is_asked(AnomalyDetection, opened, measured, settings)
+            once = {"non_finite": False} if told else {}
+            yield settings.analysis(name)(measured, at, records, **once)
     if settings.expect:
         yield settings.expect(measured, at, records)
 
@@ -157,12 +161,17 @@ def of_series(
     opened: Opened, measured: Measurements | None, settings: Settings, apart: Collection[str]
 ) -> Iterator[AnalysisRecord]:
     """The analyses of a series that were asked for, but for those that are made apart."""
-    always = measured is not None and opened.group.mode is not None
     series = series_of(opened, measured, settings)
     for name, kind in SERIES.items():
-        asked = name in settings.analyses or (kind.always and always)
-        if asked and name not in apart and (measured is not None or kind.kind == "H"):
+        if name not in apart and _is_asked(kind, opened, measured, settings):
             yield settings.analysis(name)(series)
+
+
+def _is_asked(kind: type[SeriesAnalysis], opened: Opened, measured: Measurements | None, settings: Settings) -> bool:
+    """Whether an analysis of a series answers: it was asked for, or a sweep does so always."""
+    if measured is None:
+        return kind.name in settings.analyses and kind.kind == "H"
+    return kind.name in settings.analyses or (kind.always and opened.group.mode is not None)
 
 
 def series_of(opened: Opened, measured: Measurements | None, settings: Settings) -> Series:

@@ -18,13 +18,21 @@ from diffai_dist.terminal import escape
 
 FOLDER = "diffai-dist"  # of the artifacts of a run
 
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # what is compared here is nobody's business
+    # MLflow's own 7 and 120 s make minutes of silence where nothing answers.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+}
+
 
 def log_to_mlflow(run: str, sweep: Sweep, document: Mapping[str, Any], view: View) -> str:
     """Log a run to the MLflow that the environment names, as MLFLOW_RUN_ID or a run of its own; returns its id.
 
     Raises UsageError without MLflow, StoreError where it cannot be reached.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # what is compared here is nobody's business
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         import mlflow
     except ModuleNotFoundError as error:

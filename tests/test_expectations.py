@@ -118,6 +118,15 @@ def test_a_tensor_of_two_globs_is_told_once() -> None:
     assert told(record) == [("expected-frozen", "critical", "a.w", 1.0)]
 
 
+@pytest.mark.parametrize("arrays", [{}, {"ids": np.arange(4), "mask": np.ones(3, np.uint8)}], ids=["none", "ids"])
+def test_a_cast_of_no_float_tensor_is_not_proven(arrays: Arrays) -> None:
+    record = expected(arrays, arrays, cast="BF16")
+    assert told(record) == [("expectation-unmatched", "high", None, 0)]
+    assert (record.findings[0].threshold, record.findings[0].source) == ("BF16", "setting of expect.cast")
+    one = {"w": np.ones(2, np.float32)}
+    assert told(expected(arrays | one, arrays | {"w": np.ones(2, BF16)}, cast="BF16")) == []
+
+
 def rounded(array: np.ndarray) -> np.ndarray:
     return array.astype(BF16)
 

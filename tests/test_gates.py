@@ -28,7 +28,7 @@ from diffai_dist.config import FailOn, SweepConfig, checked_thresholds, json_sch
 from diffai_dist.errors import GateBroken, UsageError
 from diffai_dist.gates import CONDITIONS, Gate, Verdict, judge
 from diffai_dist.gates.conditions import ORDER
-from diffai_dist.records import SEVERITIES, AnalysisRecord, Finding, Severity, Sweep
+from diffai_dist.records import CLOSED, SEVERITIES, AnalysisRecord, Coverage, Finding, Severity, Sweep
 from diffai_dist.request import analyses_of, left_out, settings_of
 from results import failure, named, result, side, sweep, tensor
 
@@ -129,7 +129,7 @@ def test_what_epsilon_forgives_has_not_changed() -> None:
 def test_the_worst_is_said_first_and_ten_at_most() -> None:
     findings = [finding("low", f"l.{i}") for i in range(8)] + [finding("critical", f"c.{i}") for i in range(8)]
     lines = list(verdict(of_findings(*findings), "low").lines())
-    assert lines[0].endswith(": c.0: critical-rule, value=1, threshold=0")
+    assert lines[0] == "critical: c.0: critical-rule, value=1, threshold=0, analysis=a"
     assert [line.split(":")[0] for line in lines] == ["critical"] * 8 + ["low"] * 2 + ["and 6 more"]
 
 
@@ -141,6 +141,11 @@ def test_hostile_names_are_harmless() -> None:
     (line,) = verdict(of_findings(finding("high", "a\x1b[2J\n::error::x")), "high").lines()
     assert line.isprintable()
     assert "a\\x1b[2J\\x0a::error::x" in line
+
+
+def test_a_tensor_without_a_name_is_quoted_as_in_reports() -> None:
+    lines = [next(verdict(of_findings(finding("high", name)), "high").lines()) for name in ("", None)]
+    assert lines == [f"high: {name}high-rule, value=1, threshold=0, analysis=a" for name in ('"": ', "")]
 
 
 def test_a_word_that_is_no_condition_is_refused() -> None:
@@ -173,6 +178,26 @@ def test_a_policy_alone_fails_from_medium_on(policy: Path, severity: Severity) -
         assert len(met) == (place <= SEVERITIES.index(least))
 
 
+def expecting(severity: Severity, **fields: Any) -> Sweep:
+    """A pair whose candidate could not be opened, and one that breaks an expectation."""
+    closed = Coverage(0, 0, 0, 0, 0, 0, 0, {CLOSED: 1})
+    record = AnalysisRecord("expectations", {}, (finding(severity, **fields),))
+    broken = named("s-0", "s-2", result(tensor("w"), analyses=[record]))
+    return sweep(named("s-0", "s-1", dataclasses.replace(result(), coverage=closed)), broken)
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_a_declared_expectation_alone_fails_from_medium_on(severity: Severity) -> None:
+    found = [one.condition for one in verdict(expecting(severity)).met]
+    assert found == [severity] * (severity in ("critical", "high", "medium"))
+    place = SEVERITIES.index(severity)
+    for asked in SEVERITIES:
+        assert len(verdict(expecting(severity), asked).met) == (place <= SEVERITIES.index(asked))
+    assert len(verdict(expecting(severity), "nan").met) == (severity in ("critical", "high", "medium"))
+    assert verdict(expecting(severity), "never").met == ()
+    assert verdict(expecting(severity, waived="why (until 2027-01-01)")).met == ()
+
+
 def test_without_a_severity_only_the_policy_counts(policy: Path) -> None:
     gate = Gate((), load_policy(str(policy)))
     assert [one.condition for one in judge(of_findings(finding("critical")), gate, TODAY).met] == []
@@ -181,6 +206,9 @@ def test_without_a_severity_only_the_policy_counts(policy: Path) -> None:
 def test_a_program_asks_for_the_error(pair: tuple[Path, Path], policy: Path) -> None:
     report = compare(*map(str, pair))
     policy.write_text(RULE.format("medium").replace("0.1", "1e9").replace("metric", "select: {tensor: 'h*'}, metric"))
+    with pytest.raises(GateBroken, match="medium: policy-unmatched, value=moved, analysis=policy"):
+        report.raise_for_policy(str(policy))
+    policy.write_text(policy.read_text().replace("severity: medium", "severity: low"))
     assert report.raise_for_policy(str(policy)) is report
     with pytest.raises(GateBroken, match=r"changed: .*changed") as caught:
         report.raise_for_policy(str(policy), fail_on="changed")
@@ -239,6 +267,67 @@ def test_expectations_are_gates(steps: Path) -> None:
     assert ended("compare", a, b, "--expect-cast", "F32", "--fail-on", "high")[0] == 1
     assert ended("compare", a, a, "--expect-cast", "f32", "--fail-on", "info")[0] == 0
     assert "did you mean 'F32'?" in ended("compare", a, b, "--expect-cast", "F33")[2]
+
+
+def test_a_broken_expectation_needs_no_other_gate(steps: Path, tmp_path: Path, policy: Path) -> None:
+    a, b = steps / "step-0", steps / "step-1"
+    assert ended("compare", a, b, "--expect-frozen", "embed.*")[0] == 0
+    for output in ("text", "json", "junit"):
+        code, _, err = ended("compare", a, b, "--expect-frozen", "*", "-o", output)
+        assert code == 1
+        assert "gate: critical: h.0.w: expected-frozen, value=" in err
+    assert ended("compare", a, b, "--expect-frozen", "*", "--fail-on", "nan")[0] == 1
+    assert ended("compare", a, b, "--expect-frozen", "*", "--exit-zero")[0] == 0
+    assert ended("compare", a, b, "--expect-frozen", "*", "--fail-on", "never")[0] == 0
+    ids = models.write(tmp_path / "ids.safetensors", {"ids": np.arange(4)})
+    code, _, err = ended("compare", ids, ids, "--expect-cast", "BF16")
+    assert code == 1
+    assert "gate: high: expectation-unmatched, value=0, threshold=BF16" in err
+    config, store = tmp_path / "n.yaml", tmp_path / "store"
+    config.write_text(f"checkpoints: {steps}/step-*\nexpect: {{frozen: ['*']}}\n")
+    assert ended("sweep", config, "--store", store)[0] == 1
+    assert ended("report", "latest", "--store", store)[0] == 1
+    config.write_text(f"checkpoints: {steps}/step-*\nexpect: {{frozen: ['embed.*']}}\n")
+    assert ended("sweep", config)[0] == 0
+
+
+@pytest.mark.parametrize("verb", ["sweep", "report"])
+def test_a_rule_that_was_broken_last_night_is_nothing_new(steps: Path, tmp_path: Path, policy: Path, verb: str) -> None:
+    store, sought = tmp_path / "store", [steps / f"step-{step}" for step in range(3)]
+    for night in (sought[:2], sought):
+        about = [*night, "--name", "nightly"]
+        _, out, _ = ended("sweep", *about, "--store", store, "--policy", policy)
+    if verb == "report":
+        _, out, _ = ended("report", "latest", "--store", store, "--policy", policy)
+    (line,) = (line for line in out.splitlines() if line.startswith("findings: "))
+    assert line.endswith(" as last night")
+    new = [line for line in out.splitlines() if line.startswith("  new medium moved")]
+    assert new == ["  new medium moved: h.0.w, step-1 -> step-2"]
+
+
+def rules_found(out: str) -> list[tuple[str, str]]:
+    """The analysis and rule of each finding in records."""
+    return [(one["name"], found["rule"]) for one in json.loads(out) for found in one.get("findings", ())]
+
+
+def test_a_nan_is_told_once(steps: Path) -> None:
+    a, b = steps / "step-1", steps / "step-2"
+    rule = "non-finite-appeared"
+    asked = {
+        ("compare", "--change-summary"): "change_summary",
+        ("compare", "--change-summary", "--anomaly-detection"): "anomaly_detection",
+        ("compare", "--all"): "anomaly_detection",
+        ("sweep", "--change-summary"): "anomaly_detection",
+    }
+    for (verb, *options), teller in asked.items():
+        code, out, err = ended(verb, a, b, *options, "-o", "json", "--github", "--fail-on", "critical")
+        assert code == 1
+        assert [name for name, found in rules_found(out) if found == rule] == [teller]
+        assert sum(line.startswith("gate: critical: ") and rule in line for line in err.splitlines()) == 1
+        assert sum(line.startswith(f"::error title={rule}") for line in err.splitlines()) == 1
+        (summary,) = (one for one in json.loads(out) if one.get("name") == "change_summary")
+        assert summary["result"]["findings"]["critical"] == (teller == "change_summary")
+        assert sum(summary["result"]["findings"].values()) == len(summary["findings"])
 
 
 def test_a_gate_holds_in_sweep_resume_and_report(steps: Path, tmp_path: Path, policy: Path) -> None:
@@ -380,6 +469,26 @@ def test_thresholds_of_a_file_are_set_one_by_one_on_the_command_line(steps: Path
     code, _, err = ended("plan", config)
     assert code == 2
     assert "n.yaml:5:5: layer_impact has no threshold 'dominant_shre' (did you mean 'dominant_share'?)" in err
+
+
+def test_a_threshold_of_what_nobody_asks_for_is_refused(steps: Path, tmp_path: Path) -> None:
+    a, b = steps / "step-0", steps / "step-1"
+    idle = ["--threshold", "staleness-check.listed=3"]
+    for verb in ("compare", "plan"):
+        code, _, err = ended(verb, a, b, *idle)
+        assert code == 2
+        assert "--threshold of staleness_check limits nothing: add --staleness-check" in err
+        assert ended(verb, a, b, *idle, "--staleness-check")[0] == 0
+    assert ended("sweep", a, b, *idle)[0] == 0  # which every sweep asks
+    assert ended("plan", a, b, "--pairs", "consecutive", *idle)[0] == 0
+    other = ["--threshold", "layer_impact.dominant_share=.6"]
+    code, _, err = ended("sweep", a, b, *other)
+    assert code == 2
+    assert "--threshold of layer_impact limits nothing: add --show-layer-impact" in err
+    assert ended("sweep", a, b, *other, "--all")[0] == 0
+    config = tmp_path / "n.yaml"
+    config.write_text(f"checkpoints: {steps}/step-*\nthresholds: {{layer_impact: {{dominant_share: 0.6}}}}\n")
+    assert ended("plan", config)[0] == 0
 
 
 @pytest.mark.parametrize("text", ["x", "layer_impact=1", "layer_impact.dominant_share", ".x=1", "layer_impact.=1"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +153,45 @@ def test_a_tracker_that_cannot_be_reached_ends_the_command_with_4(tracker: Track
     assert "MLflow at " in ended.stderr
     assert "hunter2" not in ended.stderr
     assert ended.stdout == done("report", "latest", "--store", store).out
+
+
+@pytest.fixture
+def refusing() -> Iterator[tuple[str, list[str]]]:
+    """A server that answers nothing but 503, and the requests that it got."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(503)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+def test_a_tracker_that_is_down_is_asked_three_times(
+    tracker: Tracker, store: Path, refusing: tuple[str, list[str]]
+) -> None:
+    url, asked = refusing
+    unset = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
+    ended = subprocess.run(
+        [sys.executable, "-m", "diffai_dist", "report", "latest", "--store", str(store), "--mlflow", "--quiet"],
+        env={name: value for name, value in os.environ.items() if name not in unset}
+        | {**tracker.environment, "MLFLOW_TRACKING_URI": url, "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0"},
+        cwd=tracker.folder,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert ended.returncode == 4, ended.stderr
+    assert [asked.count(path) for path in dict.fromkeys(asked)] == [3]
 
 
 def test_the_numbers_are_those_of_the_run() -> None:

@@ -25,7 +25,7 @@ from diffai_dist.config.problems import Rejected
 from diffai_dist.errors import UsageError
 from diffai_dist.gates import Gate, judge, limits
 from diffai_dist.gates.tally import LISTED
-from diffai_dist.records import AnalysisRecord, Change, Finding, Result, Side, Sweep
+from diffai_dist.records import SEVERITIES, AnalysisRecord, Change, Finding, Result, Severity, Side, Sweep
 from results import change, named, result, side, sweep, tensor
 from test_config import NOT_YAML, commented
 
@@ -127,6 +127,15 @@ REFUSED = {
         "unknown status 'chnged' (did you mean 'changed'?)",
     ),
     "role": (RULE.replace("metric", "select: {role: embd}, metric"), "unknown role 'embd' (did you mean 'embed'?)"),
+    "dtype": (RULE.replace("metric", "select: {dtype: BF61}, metric"), "unknown dtype 'BF61' (did you mean 'BF16'?)"),
+    "dtype in small letters": (
+        RULE.replace("metric", "select: {dtype: f32}, metric"),
+        "p.yaml:2:31: unknown dtype 'f32' (did you mean 'F32'?)",
+    ),
+    "dtype as a limit": (
+        RULE.replace("rel_l2", "candidate.dtype").replace("0.1", "xyz").replace("'>'", "'!='"),
+        "unknown dtype 'xyz' (there are F32, BF16, F16,",
+    ),
     "severity": (RULE.replace("}", ", severity: hihg}"), "(did you mean 'high'?)"),
     "count": (RULE.replace("}", ", min_count: 0}"), "min_count wants at least 1, found the number 0"),
     "two of a name": (RULE + RULE.splitlines()[1] + "\n", "two rules are named 'a': findings could not be told apart"),
@@ -141,6 +150,7 @@ REFUSED = {
     ),
     "secret": ("rules: []\npassword: hunter2\n", "p.yaml:2:1: 'password' looks like a credential"),
     "empty": ("", "p.yaml:1:1: empty: a policy is made of `rules:` and `waivers:`, each a list"),
+    "nothing asked": ("rules: []\n", "p.yaml:1:1: neither a rule nor a waiver: a policy is made of `rules:` and"),
     "list": ("- a\n", "p.yaml:1:1: not a mapping: a policy is made of"),
     "rules are a list": ("rules: {a: 1}\n", "p.yaml:1:8: rules wants a list, found a section of settings"),
 }
@@ -332,17 +342,26 @@ def test_a_rule_about_nothing_is_a_finding() -> None:
             both,
             rule(name="gone", select=TensorSelect(tensor="w")),
             rule(name="elsewhere", select=TensorSelect(pair="x -> *")),
-            rule(name="never", select=TensorSelect(tensor="v")),
+            rule(name="never", select=TensorSelect(tensor="v"), severity="medium"),
             rule(name="always"),
         )
     ).findings
     assert {one.rule for one in (gone, elsewhere, there)} == {"policy-unmatched"}
-    assert {one.severity for one in (gone, elsewhere, there)} == {"low"}
+    assert [one.severity for one in (gone, elsewhere, there)] == ["low", "high", "medium"]
     assert (gone.value, gone.candidate, gone.source) == (
         "gone", "s-2", "policy: no tensor is selected in 1 of 2 pairs",
     )  # fmt: skip
     assert (elsewhere.value, elsewhere.source) == ("elsewhere", "policy: no pair is x -> *")
     assert there.source == "policy: no tensor is selected in 2 of 2 pairs"
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+@pytest.mark.parametrize("select", [{"tensor": "gone.*"}, {"dtype": "F16"}, {"role": "embed"}, {"pair": "nope*"}])
+def test_a_rule_about_nothing_fails_as_the_rule_would(severity: Severity, select: dict[str, str]) -> None:
+    policy = Policy(rules=(rule(select=TensorSelect(**select), severity=severity),))
+    check_policy(policy)
+    met = judge(of_two(moved("w", rel_l2=0.0)), Gate(policy=policy), TODAY).met
+    assert [one.condition for one in met] == [severity] * (severity in SEVERITIES[:3])
 
 
 def test_many_tensors_are_listed_as_far_as_a_reader_goes() -> None:

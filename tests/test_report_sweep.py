@@ -197,7 +197,6 @@ def test_the_first_screen_of_a_run_alone() -> None:
         "sweep nightly: 4 checkpoints, s-0 to s-3, 3 pairs (consecutive)",
         "findings: 1 critical, 1 info",
         "  critical non-finite-appeared: fc2.weight, s-1 -> s-2",
-        "  info frozen-tensors: 1",
         "newest: s-2 -> s-3, rel_l2 0.0300, 1.5 × the median",
         "  moved most: w, rel_l2 0.0600",
         "compared all 6 tensors in 3 pairs",
@@ -215,6 +214,20 @@ def test_the_first_screen_after_a_night() -> None:
         "  gone high stale-tensor: fc1.bias, s-0 -> s-1",
         "failures: 1 new, 1 as last night; first: s3://b/step-2/model.safetensors: tensor h.3.w: 512 bytes, "
         "expected 1,024 bytes. Was the upload cut short? [E1103]",
+    ]
+
+
+def test_what_only_informs_is_counted_and_leaves_the_first_screen_to_the_rest() -> None:
+    hints = [dataclasses.replace(FROZEN, tensor=f"w{i}", value=i) for i in range(30)]
+    low = dataclasses.replace(STALE, severity="low")
+    lines = night(series(*hints, low))
+    assert said(lines, "findings: ") == "1 low, 30 info"
+    assert next(line for line in lines if line.startswith("  ")) == "  low stale-tensor: fc1.bias, s-0 -> s-1"
+    assert not any("more" in line or " info " in line for line in lines[2:])
+    lines = night(series(*hints[:20], low), series(*hints[10:]))
+    assert said(lines, "findings: ") == "11 new (1 low, 10 info), 10 gone, 10 as last night"
+    assert [line for line in lines if line.startswith(("  new", "  gone"))] == [
+        "  new low stale-tensor: fc1.bias, s-0 -> s-1"
     ]
 
 

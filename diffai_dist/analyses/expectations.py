@@ -63,7 +63,7 @@ class Expectations:
         "expected-changed": "a tensor that was to change did not, or is not on both sides: critical",
         "expected-cast": "another dtype, an element that is not the rounded value, or other bits of no float: critical",
         "cast-unproven": "a tensor that was not read, is compared as bytes, or whose dtype is not rounded here: high",
-        "expectation-unmatched": "a glob that matches no tensor of the pair: high",
+        "expectation-unmatched": "a glob that matches no tensor of the pair, or a cast of no float tensor: high",
     }
     sources: ClassVar[tuple[str, ...]] = ("derived: bits of both sides; IEEE 754 rounding to nearest, ties to even",)
 
@@ -94,6 +94,8 @@ class Expectations:
             proofs = list(_proofs(self.cast, measured, pair_index, records))
             result["cast"] = _proven(self.cast, proofs, measured, pair_index)
             findings += [proof.finding for proof in proofs if proof.finding]
+            if not any(map(_is_float, records)):
+                findings.append(Finding("expectation-unmatched", "high", None, 0, self.cast, "setting of expect.cast"))
         return AnalysisRecord(self.name, result, tuple(findings))
 
 
@@ -103,6 +105,10 @@ def _stayed(record: TensorRecord) -> bool:
 
 def _moved(record: TensorRecord) -> bool:
     return record.status == "changed"
+
+
+def _is_float(record: TensorRecord) -> bool:
+    return any(side.dtype in _FLOATS for side in (record.baseline, record.candidate) if side)
 
 
 def _matched(globs: Iterable[str], records: Sequence[TensorRecord]) -> dict[str, tuple[str, TensorRecord]]:

@@ -13,6 +13,7 @@ from diffai_dist.cli.gating import (
     gate_options,
     judged,
     parsed_thresholds,
+    refuse_idle,
     say_met,
     threshold_option,
 )
@@ -90,11 +91,13 @@ def settings_of(options: dict[str, Any]) -> Settings:
     from diffai_dist.run import Settings
 
     analyses = analyses_of(chosen_analyses(options))
+    thresholds = checked_thresholds(parsed_thresholds(options["thresholds"]))
+    refuse_idle(options["thresholds"], analyses, series=False)
     return Settings(
         Selection(options["include"], options["exclude"], options["ignore_keys_regex"]),
         options["epsilon"],
         analyses,
-        checked_thresholds(parsed_thresholds(options["thresholds"])),
+        thresholds,
         profile_of(options),
         place_of(options),
         memory_bytes(options["unit_size"], "--unit-size"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,10 @@ threshold_option = click.option(
     help="Another limit of an analysis (`explain NAME` lists them); repeatable.",
 )
 expect_options = together(
-    click.option("--expect-frozen", metavar="GLOB", multiple=True, help="Tensors that keep their bits; repeatable."),
-    click.option("--expect-changed", metavar="GLOB", multiple=True, help="Tensors that do not; repeatable."),
+    click.option(
+        "--expect-frozen", metavar="GLOB", multiple=True, help="Tensors that keep their bits, or exit with 1."
+    ),
+    click.option("--expect-changed", metavar="GLOB", multiple=True, help="Tensors that do not, likewise; repeatable."),
     click.option("--expect-cast", metavar="DTYPE", help="Prove the candidate to be the baseline, rounded to DTYPE."),
 )
 held_options = together(
@@ -67,6 +69,16 @@ def parsed_thresholds(texts: Iterable[str]) -> dict[str, dict[str, Any]]:
             raise UsageError(f"--threshold {text[:100]!r}: write NAME.FIELD=VALUE, as layer_impact.dominant_share=0.6")
         found.setdefault(analysis, {})[name] = _value(value)
     return found
+
+
+def refuse_idle(texts: Iterable[str], analyses: Collection[str], series: bool) -> None:
+    """Raise UsageError for a threshold of an analysis that nobody asks for, and that no series asks by itself."""
+    from diffai_dist.analyses import ANALYSES, SERIES
+
+    always = [name for name, kind in SERIES.items() if series and kind.always]
+    for name in parsed_thresholds(texts):
+        if name not in (*analyses, *always):
+            raise UsageError(f"--threshold of {name} limits nothing: add {({**ANALYSES, **SERIES})[name].flag}")
 
 
 def joined_thresholds(

@@ -54,7 +54,8 @@ def report(run: str, store: str, mlflow: bool, **options: Any) -> int:
     verdict = judged(kept.load(name), gate)
     found = verdict.sweep
     if target.wanted:
-        target.show(found, target.view(night_before(kept, name) if found.mode else None))
+        before = night_before(kept, name) if found.mode else None
+        target.show(found, target.view(before and judged(before, gate).sweep))
     if not options["quiet"]:
         say_met(verdict)
     if mlflow:

@@ -21,6 +21,7 @@ from diffai_dist.cli.gating import (
     joined_thresholds,
     judged,
     parsed_thresholds,
+    refuse_idle,
     say_met,
     threshold_option,
 )
@@ -177,6 +178,7 @@ def sweep(checkpoints: tuple[str, ...], **options: Any) -> int:
     start_logging(options["verbose"])
     config = asked(checkpoints, options)
     settings = settings_of(config, bool(options["verbose"]))
+    refuse_idle(options["thresholds"], settings.analyses, series=True)
     options |= {"output": config.output.format, "output_file": config.output.file, "fail_on": config.conditions}
     target = Target(options, profile_of(config))
     gate = gate_of(config.conditions, config.policy)
@@ -203,7 +205,8 @@ def _run(
         report = run(group, settings, store, bar.start)
     verdict = judged(report.sweep, gate)
     if target.wanted:
-        target.show(verdict.sweep, target.view(_before(report, store), report.reading.notes))
+        before = _before(report, store)
+        target.show(verdict.sweep, target.view(before and judged(before, gate).sweep, report.reading.notes))
     if not options["quiet"]:
         say_on_stderr(report, target, store)
         say_met(verdict)
@@ -266,9 +269,9 @@ def plan(checkpoints: tuple[str, ...], output: str, **options: Any) -> int:
     from diffai_dist.request import group_of, settings_of
 
     config = asked(checkpoints, options)
-    settings = settings_of(config)
+    settings, pair = settings_of(config), _is_pair(checkpoints)
+    refuse_idle(options["thresholds"], settings.analyses, series=not pair)
     gate = gate_document(gate_of(config.conditions, config.policy))
-    pair = _is_pair(checkpoints)
     group = compare_group(checkpoints[0], checkpoints[1], settings) if pair else group_of(config, datetime.now(UTC))
     document = planned(group, settings, config.store) | gate
     print_chunks([json.dumps(document, indent=1) + "\n"] if output == "json" else plan_text(document))

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from diffai_dist.analyses.roles import ROLES
 from diffai_dist.config.problems import Path, Problem, Rejected, did_you_mean, quoted
+from diffai_dist.dtypes import BITS
 from diffai_dist.errors import UsageError
 from diffai_dist.records import Change, Severity, Side, Status
 
@@ -110,6 +111,8 @@ def check_policy(policy: Policy) -> None:
         for index, rule in enumerate(policy.rules)
         if rule.name in doubled
     ]
+    if not (policy.rules or policy.waivers):
+        problems.append(Problem((), f"neither a rule nor a waiver: {Policy.MADE_OF}"))
     for index, rule in enumerate(policy.rules):
         problems += _rule(rule, ("rules", index))
     for index, waiver in enumerate(policy.waivers):
@@ -130,6 +133,8 @@ def _rule(rule: Rule, path: Path) -> Iterator[Problem]:
     if rule.select.role is not None and rule.select.role not in ROLES:
         hint = did_you_mean(rule.select.role, ROLES) or f"there are {', '.join(ROLES)}"
         yield Problem((*path, "select", "role"), f"unknown role {quoted(rule.select.role)} ({hint})")
+    if rule.select.dtype is not None:
+        yield from _dtype(rule.select.dtype, (*path, "select", "dtype"))
     if (rule.reason is None) != (rule.expires is None):
         yield Problem((*path, "name"), f"the rule {quoted(rule.name)} has one of reason and expires: give both or none")
     if rule.expires is not None:
@@ -151,9 +156,17 @@ def _limit(rule: Rule, path: Path) -> Iterator[Problem]:
         yield Problem((*path, "threshold"), f"threshold wants {kind}, as {rule.metric} is")
     elif name in _KINDS and rule.op not in ("==", "!="):
         yield Problem((*path, "op"), f"op wants == or !=, since {rule.metric} is {kind}, found {quoted(rule.op)}")
+    elif name == "dtype":
+        yield from _dtype(str(rule.threshold), (*path, "threshold"))
     elif not part and rule.threshold not in get_args(Status):
         hint = did_you_mean(str(rule.threshold), get_args(Status)) or f"there are {', '.join(get_args(Status))}"
         yield Problem((*path, "threshold"), f"unknown status {quoted(rule.threshold)} ({hint})")
+
+
+def _dtype(name: str, path: Path) -> Iterator[Problem]:
+    if name not in BITS:
+        hint = did_you_mean(name.upper(), BITS) or f"there are {', '.join(BITS)}"
+        yield Problem(path, f"unknown dtype {quoted(name)} ({hint})")
 
 
 def _until(text: str, path: Path) -> Iterator[Problem]:

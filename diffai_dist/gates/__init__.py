@@ -19,7 +19,7 @@ from typing import get_args
 from diffai_dist.conclusions import Results
 from diffai_dist.config import FailOn, Policy
 from diffai_dist.errors import UsageError
-from diffai_dist.gates.conditions import ORDER, Met, severe, states
+from diffai_dist.gates.conditions import ORDER, Met, declared, severe, states
 from diffai_dist.gates.limits import pair_text
 from diffai_dist.gates.tally import policy_record
 from diffai_dist.gates.waivers import all_marked, expired, holding, waivers_of
@@ -29,13 +29,13 @@ from diffai_dist.terminal import escape
 __all__ = ["Gate", "Met", "Verdict", "judge"]
 
 CONDITIONS: tuple[FailOn, ...] = get_args(FailOn)
-POLICY: Severity = "medium"  # from here on a broken rule counts where no severity is asked for; judgement
+DECLARED: Severity = "medium"  # from here on what breaks a policy or an expectation counts by itself; judgement
 SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What a run is held to; without anything, all passes."""
+    """What a run is held to; without anything, all passes but what breaks a declared expectation."""
 
     conditions: tuple[FailOn, ...] = ()
     policy: Policy | None = None
@@ -58,8 +58,8 @@ class Gate:
         for condition in dict.fromkeys(self.conditions):
             if condition not in SEVERITIES:
                 yield from states(sweep, condition)
-        if self.severity or self.policy:
-            yield from severe(sweep, self.severity, self.severity or POLICY)
+        if self.severity or self.policy or declared(sweep):
+            yield from severe(sweep, self.severity, self.severity or DECLARED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from diffai_dist.analyses.expectations import Expectations
 from diffai_dist.gates.limits import pair_text
-from diffai_dist.records import SEVERITIES, AnalysisRecord, PairSummary, Severity, Sweep
+from diffai_dist.records import CLOSED, SEVERITIES, AnalysisRecord, PairSummary, Severity, Sweep
 
 # Worst first: what was not measured, or is no number, may hide anything.
 ORDER = ("critical", "unreadable", "nan", "high", "missing", "medium", "changed", "low", "info")
+
+_DECLARED = ("policy", Expectations.name)  # whoever writes these down means them
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,24 +29,34 @@ def states(sweep: Sweep, condition: str) -> Iterator[Met]:
     yield from _STATES[condition](sweep)
 
 
-def severe(sweep: Sweep, least: Severity | None, least_of_policy: Severity | None) -> Iterator[Met]:
-    """Findings at least so severe that are not waived, of the series and of each pair; None for none."""
+def declared(sweep: Sweep) -> bool:
+    """Whether anything was expected: every pair that was opened answers to it, so the first one tells."""
+    opened = (index for index, pair in enumerate(sweep.pairs) if CLOSED not in pair.coverage.not_compared)
+    first = next(opened, None)
+    return first is not None and any(one.name == Expectations.name for one in sweep.results[first].analyses)
+
+
+def severe(sweep: Sweep, least: Severity | None, least_declared: Severity) -> Iterator[Met]:
+    """Findings at least so severe that are not waived, of the series and of each pair; None for none.
+
+    What breaks a policy or an expectation has a limit of its own.
+    """
     for analysis in sweep.analyses:
-        yield from _findings(analysis, least_of_policy if analysis.name == "policy" else least, "")
+        yield from _findings(analysis, least_declared if analysis.name in _DECLARED else least, None)
     for result in sweep.results:
-        about = "" if sweep.mode is None else pair_text(result.baseline, result.candidate)
+        about = None if sweep.mode is None else pair_text(result.baseline, result.candidate)
         for analysis in result.analyses:
-            yield from _findings(analysis, least_of_policy if analysis.name == "policy" else least, about)
+            yield from _findings(analysis, least_declared if analysis.name in _DECLARED else least, about)
 
 
-def _findings(analysis: AnalysisRecord, least: Severity | None, pair: str) -> Iterator[Met]:
+def _findings(analysis: AnalysisRecord, least: Severity | None, pair: str | None) -> Iterator[Met]:
     counting = SEVERITIES[: SEVERITIES.index(least) + 1] if least else ()
     for one in analysis.findings:
         if one.severity in counting and one.waived is None:
             places = pair_text(one.baseline, one.candidate) or pair, one.tensor
-            values = (("value", one.value), ("threshold", one.threshold))
+            values = (("value", one.value), ("threshold", one.threshold), ("analysis", analysis.name))
             told = [one.rule, *(f"{name}={value}" for name, value in values if value is not None)]
-            yield Met(one.severity, ", ".join(told), tuple(place for place in places if place))
+            yield Met(one.severity, ", ".join(told), tuple(place for place in places if place is not None))
 
 
 def _changed(sweep: Sweep) -> Iterator[Met]:

@@ -20,7 +20,7 @@ def policy_record(
     """Every rule held against every pair: each tensor that breaks one is a finding of its name.
 
     Waivers mark what they cover before the list is cut to its length. Two findings are about the policy itself:
-    policy-unmatched, a rule without a tensor in some pair, and waiver-expired.
+    policy-unmatched, a rule without a tensor in some pair or, as severe as the rule, in any; and waiver-expired.
     """
     tallies = [_Tally(rule) for rule in policy.rules]
     for result in sweep.results if tallies else ():
@@ -73,13 +73,14 @@ class _Tally:
         return {"rule": self.rule.name, **shown, **counts, "waived": waived}
 
     def _unmatched(self) -> Iterator[Finding]:
-        """A rule that is about nothing is worth knowing: a renamed layer must not switch a gate off."""
+        """A rule that is about nothing is as good as broken: a renamed layer must not switch a gate off."""
+        severity = "low" if self.tensors else self.rule.severity
         if not self.pairs:
             source = f"policy: no pair is {self.rule.select.pair}"
-            yield Finding("policy-unmatched", "low", None, self.rule.name, None, source)
+            yield Finding("policy-unmatched", severity, None, self.rule.name, None, source)
         elif self.unmatched:
             source = f"policy: no tensor is selected in {len(self.unmatched):,} of {self.pairs:,} pairs"
-            yield Finding("policy-unmatched", "low", None, self.rule.name, None, source, *self.unmatched[0])
+            yield Finding("policy-unmatched", severity, None, self.rule.name, None, source, *self.unmatched[0])
 
 
 def _rest(findings: Sequence[Finding]) -> Finding:

@@ -71,8 +71,8 @@ def _findings(tonight: Overview, before: Overview | None, room: int, width: int 
         summary = (
             f"findings: {by_severity(one.finding for one in tonight.findings)}" if tonight.findings else "no findings"
         )
-        serious = [one for one in tonight.findings if one.finding.waived is None]
-        return [summary, *_first([_finding("", one, width) for one in serious], room - 1)]
+        counting = [one for one in tonight.findings if one.finding.waived is None]
+        return [summary, *_first(_listed("", counting, width), room - 1)]
     changes = _compare(tonight, before)
     parts = [
         f"{len(changes.new):,} new" + (f" ({by_severity(one.finding for one in changes.new)})" if changes.new else "")
@@ -81,9 +81,13 @@ def _findings(tonight: Overview, before: Overview | None, room: int, width: int 
     parts += [f"{changes.known:,} as last night"] * bool(changes.known)
     parts += [f"{changes.unseen:,} of last night not looked for"] * bool(changes.unseen)
     parts += [f"{changes.waived:,} waived"] * bool(changes.waived)
-    lines = [_finding("new ", one, width) for one in changes.new]
-    lines += [_finding("gone ", one, width) for one in changes.gone]
+    lines = [*_listed("new ", changes.new, width), *_listed("gone ", changes.gone, width)]
     return [f"findings: {', '.join(parts)}", *_first(lines, room - 1)]
+
+
+def _listed(sign: str, told: Sequence[Told], width: int | None) -> list[str]:
+    """A line each; what only informs is counted, and leaves the screen to the rest."""
+    return [_finding(sign, one, width) for one in told if one.finding.severity != "info"]
 
 
 @dataclass(frozen=True, slots=True)
