@@ -406,3 +406,68 @@ def test_numbers_are_those_of_numpy(seed: int) -> None:
     assert wanted
     assert [row[:2] + row[3:] for row in told] == [row[:2] + row[3:] for row in wanted]
     assert [row[2] for row in told] == pytest.approx([row[2] for row in wanted], rel=1e-9)
+
+
+# Integers and codes
+
+
+def quantised(kind: Any, seed: int = 0, shape: tuple[int, int] = (256, 64)) -> np.ndarray:
+    values = np.random.default_rng(seed).integers(1, 100, shape)
+    return values.astype(kind)
+
+
+UP = "h.0.up_proj.weight"
+SCALE = {"h.0.up_proj.weight_scale": np.random.default_rng(9).uniform(0.1, 1, (256, 1)).astype(np.float32)}
+KINDS = [np.int8, np.uint8, np.int16, np.int32, np.int64]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_of_nothing_but_zeros_are_odd_beside_a_scale(kind: Any) -> None:
+    zeros = np.zeros((256, 64), kind)
+    assert told(asked(SCALE | {UP: zeros})) == [("all-zero", "high", UP, None, "a")]
+    assert asked({UP: zeros}).findings == ()
+    assert asked(SCALE | {UP: quantised(kind)}).findings == ()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_integers_are_odd_where_another_member_was_not_zero(kind: Any) -> None:
+    full, zeros, partly = quantised(kind), np.zeros((256, 64), kind), quantised(kind, 1)
+    partly[64:160] = 0
+    assert told(asked({UP: full}, {UP: zeros})) == [("all-zero", "high", UP, "a", "b")]
+    assert told(asked({UP: full}, {UP: partly})) == [("dead-rows", "high", UP, "a", "b")]
+    assert told(asked({UP: full}, {UP: full.copy()}, {UP: np.ascontiguousarray(full[::-1])})) == []
+    assert asked({UP: partly}, {UP: partly.copy()}).findings == ()
+    (row,) = asked({UP: full}, {UP: partly}).result["odd"]
+    assert [row[key] for key in ("axis", "index", "count", "value")] == ["row", 64, 96, 96 / 256]
+
+
+@pytest.mark.parametrize(("number", "severity"), [(0, None), (1, "medium"), (2, "medium"), (3, "high")])
+def test_dead_rows_and_columns_of_codes_are_those_of_zeros(number: int, severity: str | None) -> None:
+    codes = quantised(np.int8, shape=(256, 256))
+    codes[50 : 50 + number] = 0
+    for array, rule in ((codes, "dead-rows"), (np.ascontiguousarray(codes.T), "dead-columns")):
+        wanted = [(rule, severity, UP, None, "a")] if severity else []
+        assert told(asked(SCALE | {UP: array})) == wanted
+    faint = quantised(np.int16, shape=(256, 256)) * 200
+    faint[7] = 0
+    faint[7, 3] = 1  # 6e-6 of the median norm, and no zero
+    assert asked(SCALE | {UP: faint.astype(np.int16)}).findings == ()
+
+
+@pytest.mark.parametrize("name", ["attn.causal_mask", "position_ids", "optimizer.state.0.exp_avg", "h.0.up.qzeros"])
+def test_other_integers_may_become_zero(name: str) -> None:
+    assert asked({name: quantised(np.int32)}, {name: np.zeros((256, 64), np.int32)}).findings == ()
+    assert asked({"h.0.w": quantised(bool)}, {"h.0.w": np.zeros((256, 64), bool)}).findings == ()
+
+
+def test_tensors_without_rows_are_counted_and_named() -> None:
+    noise = np.random.default_rng(0)
+    arrays = model() | {
+        f"h.{i}.short.weight": noise.normal(size=(70 + i, 4)).astype(np.float32) for i in range(22)
+    }  # fmt: skip
+    arrays["h.0.long.weight"] = noise.normal(size=(70_000, 4)).astype(np.float32)
+    arrays["h.0.long.weight"][:35_000] = 0.0
+    result = asked(arrays).result
+    assert (result["without_rows"], len(result["without_rows_first"])) == (23, 20)
+    assert result["without_rows_first"][0] == next(name for name in series_of([arrays]).tensors if "h.0." in name[:4])
+    assert asked(model()).result["without_rows"] == 0

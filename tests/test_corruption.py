@@ -388,3 +388,69 @@ def test_findings_and_rows_are_bounded() -> None:
     assert len(answer.result["signatures"]) == 20
     assert answer.result["found"] == {"isolated-giant": 30}
     assert (len(answer.findings), answer.findings[-1].value) == (21, 10)
+
+
+# What other dtypes need
+
+
+@pytest.mark.parametrize(("row", "found"), [(1023.0, False), (1024.0, True), (40000.0, True)])
+def test_a_giant_of_a_short_range_is_held_against_that_range(row: float, found: bool) -> None:
+    """65504 / 64 is 1023.5; 2^32 times the usual is beyond what F16 can hold."""
+    before = weights((400, 64), kind=np.float16)
+    after = trained(before)
+    after[40, 7] = row
+    answer = ask(before, after)
+    assert told(answer) == ([("isolated-giant", "critical", "w")] if found else [])
+    if found:
+        (one,) = answer.findings
+        assert one.value == pytest.approx(row / row_rms(after), rel=1e-6)
+        assert one.threshold == pytest.approx(65504 / 64 / row_rms(after), rel=1e-6)
+        assert "F16" in one.source
+    after[90, 3] = row
+    assert ask(before, after).findings == ()
+    assert ask(before.astype(np.float32), trained(before)).findings == ()
+
+
+def codes(kind: Any, seed: int = 0, shape: tuple[int, ...] = (256, 256)) -> np.ndarray:
+    return (np.random.default_rng(seed).normal(size=shape) * 20).astype(np.int8).astype(kind)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, F8])
+def test_a_run_of_zeros_among_codes_is_one_too_long_for_chance(kind: Any) -> None:
+    """One code in forty or so is zero."""
+    before = codes(kind)
+    after = codes(kind, 1)
+    share = np.mean(after.astype(np.float32) == 0)
+    assert share > 0.01
+    assert ask(before, after).findings == ()
+    after.reshape(-1)[10000:30000] = 0
+    answer = ask(before, after)
+    assert told(answer) == [("zero-run", "high", "w")]
+    assert only(answer)["element"] <= 10000
+    assert answer.result["not_float"] == 0
+    after[-40:] = 0
+    assert ("tail-not-written", "high", "w") in told(ask(before, after))
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.99, False), (0.9, True)])
+def test_the_surprise_of_a_run_depends_on_the_zeros_beside_it(share: float, found: bool) -> None:
+    generator = np.random.default_rng(3)
+    before, after = (np.where(generator.random((256, 256)) < share, 0, 5).astype(np.int8) for _ in range(2))
+    after[96:113] = 0
+    assert (17 * 256 * -np.log2(share) > 64 + 16) == found
+    assert bool(ask(before, after).findings) == found
+
+
+def test_a_cast_to_codes_makes_zeros_of_what_was_small() -> None:
+    before = codes(np.float32)
+    before[100:150] *= 0.01
+    assert ask(before, np.rint(before).astype(np.int8)).findings == ()
+
+
+def test_what_is_not_looked_at_is_counted() -> None:
+    arrays = {
+        "w": weights(), "i": np.ones((9, 9), np.int32), "v": np.ones(99, np.int8), "attn.mask": np.ones((9, 9)),
+        "flags": np.ones((9, 9), bool),
+    }  # fmt: skip
+    answer = judged(measured([arrays, arrays]))
+    assert (answer.result["not_float"], answer.result["tensors"]) == (3, 1)

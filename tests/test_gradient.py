@@ -343,3 +343,8 @@ def test_the_analysis_is_one_of_the_series() -> None:
     series = series_of([member(0, step=3), member(1, step=4)])
     assert set(analyse(series)) <= described
     assert {rule for rule, *_ in findings(series)} <= set(GradientAnalysis.rules)
+
+
+def test_checkpoints_without_tensors_have_no_gradients() -> None:
+    result = analyse(series_of([{}, {}]))
+    assert (result["mode"], result["parameters"], result["ratio"]) == ("displacement", 0, None)

@@ -16,6 +16,7 @@ import pytest
 import details_oracle
 import transformer
 from diffai_dist.analyses import ANALYSES, expert_analysis, heads, lines
+from diffai_dist.analyses.architecture import describe
 from diffai_dist.checkpoint import Checkpoint
 from diffai_dist.records import AnalysisRecord, Details, Finding, Measurements
 from test_duplicates import digest
@@ -360,13 +361,28 @@ def test_a_head_whose_output_is_gone_is_dead(ratio: float, dead: bool, bert: boo
     assert len(again.findings) == dead  # once for both sides
 
 
+def norms(q: int, k: int | None = None) -> Weights:
+    found = {"model.layers.0.self_attn.q_norm.weight": np.ones(q)}
+    return found if k is None else found | {"model.layers.0.self_attn.k_norm.weight": np.ones(k)}
+
+
 @pytest.mark.parametrize(
     ("more", "config", "size", "source"),
     [
-        ({"model.layers.0.self_attn.q_norm.weight": np.ones(16)}, None, 16, "q_norm"),
-        ({"model.layers.0.self_attn.q_norm.weight": np.ones(128)}, None, 64, "assumed"),  # over the whole width
-        ({"model.rotary_emb.inv_freq": np.ones(16)}, None, 32, "inv_freq"),
-        ({"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4)}, None, 8, "inv_freq"),
+        (norms(16, 16), None, 16, "qk_norm"),
+        (norms(16, 16), {"num_attention_heads": 4}, 16, "qk_norm"),
+        (norms(16), None, 64, "assumed"),
+        (norms(128, 64), None, 64, "assumed"),  # over the whole width
+        (norms(128, 64), {"hidden_size": 20, "num_attention_heads": 8}, 16, "config"),
+        ({"model.rotary_emb.inv_freq": np.ones(16)}, {"model_type": "llama"}, 32, "inv_freq"),
+        ({"model.rotary_emb.inv_freq": np.ones(16)}, {"model_type": "stablelm"}, 64, "assumed"),
+        ({"model.rotary_emb.inv_freq": np.ones(16)}, None, 64, "assumed"),
+        ({"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4)}, {"model_type": "llama"}, 8, "inv_freq"),
+        ({"model.rotary_emb.inv_freq": np.ones(4)}, {"model_type": "x", "rotary_pct": 0.25}, 64, "assumed"),
+        ({"model.rotary_emb.inv_freq": np.ones(4)}, {"model_type": "x", "rotary_dim": 8}, 64, "assumed"),
+        ({"model.rotary_emb.inv_freq": np.ones(4)}, {"num_attention_heads": 4}, 32, "config"),
+        ({}, {"num_attention_heads": 7, "num_key_value_heads": 4}, 16, "config"),
+        ({}, {"num_attention_heads": 4, "num_key_value_heads": 4}, 64, "assumed"),
         ({}, {"hidden_size": 128, "num_attention_heads": 8}, 16, "config"),
         ({}, {"text_config": {"head_dim": 32}}, 32, "config"),
         ({}, {"head_dim": 7}, 64, "assumed"),
@@ -380,6 +396,8 @@ def test_the_size_of_a_head_is_taken_from_what_tells_it(
     (row,) = ask("attention_analysis", measured(state, state, configs=[config, config])).result["layers"]
     assert (row["head_size"], row["source"]) == (size, source)
     assert row["kv_heads"] * size == 64
+    told = describe({name: array.shape for name, array in state.items()}, config)
+    assert told.value("head_dim") == (None if source == "assumed" else size)
 
 
 def test_what_fits_no_size_of_a_head_is_left_out() -> None:
@@ -573,3 +591,13 @@ def test_many_findings_of_one_rule_are_counted() -> None:
     assert (found.rule, found.severity, found.tensor, found.value, found.threshold) == (
         "reinitialised-experts", "high", None, 5, 4,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("third", [np.zeros((80, 16, 2), np.float32), np.zeros(16, np.float32)])
+def test_a_lost_tie_is_named_whatever_a_third_member_holds(third: np.ndarray) -> None:
+    first = tied(model())
+    second = {name: array.copy() for name, array in first.items()}
+    second[HEAD][3, 3] += 1
+    found = measured(first, second, model() | {HEAD: third}, pairs=[(0, 1), (1, 2)])
+    assert told(ask("embedding_analysis", found)) == [("lost-tie", "high", HEAD)]
+    assert told(ask("embedding_analysis", found, 1)) == []

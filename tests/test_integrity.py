@@ -348,3 +348,13 @@ def test_every_violation_that_opening_tells_has_a_severity() -> None:
     for rule in _SEVERITIES:
         one = dataclasses.replace(checkpoint, violations=(Violation(rule, "/m", "found", ("a",)),))
         assert [found.rule for found in check(one).findings] == [rule]
+
+
+def test_a_member_without_tensors_beside_one_with_some_is_named(tmp_path: Path) -> None:
+    full, bare = (write_sparse(tmp_path / f"{name}.safetensors", {"w": ("F32", (2,))} if name == "full" else {})
+                  for name in ("full", "bare"))  # fmt: skip
+    members = opened(full), opened(bare)
+    for order, name in ((members, "m1"), (members[::-1], "m0")):
+        (found,) = check(*order).findings
+        assert (found.rule, found.severity, found.candidate) == ("no-tensors", "critical", name)
+    assert check(members[1], members[1]).findings == check(members[0], members[0]).findings == ()

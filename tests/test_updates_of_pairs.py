@@ -16,7 +16,7 @@ import pytest
 
 import transformer
 from details_oracle import checkpoint, measured, places
-from diffai_dist.analyses import bounding, moves, noise, noise_tables
+from diffai_dist.analyses import bounding, experiment_reproducibility, moves, noise, noise_tables
 from diffai_dist.analyses.experiment_reproducibility import NOT_READ, ExperimentReproducibility
 from diffai_dist.analyses.transfer_learning_analysis import TransferLearningAnalysis
 from diffai_dist.analyses.update_sparsity import NO_BITS, UpdateSparsity
@@ -26,10 +26,10 @@ from results import failure
 from transformer import training, tuned
 
 Arrays = Mapping[str, np.ndarray]
-BF16 = ml_dtypes.bfloat16
+BF16, F8 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn
 
 
-@pytest.mark.parametrize("module", [bounding, moves, noise, noise_tables])
+@pytest.mark.parametrize("module", [bounding, experiment_reproducibility, moves, noise, noise_tables])
 def test_the_examples_in_the_docstrings_hold(module: ModuleType) -> None:
     assert doctest.testmod(module).failed == 0
 
@@ -380,9 +380,49 @@ def test_the_verdict_follows_its_thresholds() -> None:
     assert verdict(before, after, ulps=far - 1) == "within tolerance"
     assert verdict(before, after, ulps=far - 1, tolerance=moved_by) == "within tolerance"
     assert verdict(before, after, ulps=far - 1, tolerance=math.nextafter(moved_by, 0)) == "different"
-    assert [one.value for one in answer.findings] == ["within tolerance"]
-    assert told(answer) == [("not-reproduced", "info", "h.1.w")]
-    assert told(ask(ExperimentReproducibility, before, before)) == []
+
+
+def test_what_should_have_been_reproduced_is_a_finding_where_that_was_said() -> None:
+    before, after = nudged(0)
+    other = {name: array + 1 for name, array in after.items()}
+    assert told(ask(ExperimentReproducibility, before, other)) == []
+    assert told(ask(ExperimentReproducibility, before, before, expected=True)) == []
+    for candidate, severity, value in ((after, "info", "within tolerance"), (other, "high", "different")):
+        (found,) = ask(ExperimentReproducibility, before, candidate, expected=True).findings
+        assert (found.rule, found.severity, found.value) == ("not-reproduced", severity, value)
+        assert found.source == "setting of expected"
+    broken = dataclasses.replace(measured([before, after]), failures={(0, 1): failure("h.0.w")})
+    (found,) = judged(ExperimentReproducibility, broken, expected=True).findings
+    assert (found.severity, found.value) == ("high", f"not known: {NOT_READ}")
+
+
+def stepped(dtype: Any, steps: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Ones, and one of them so many representable numbers further."""
+    before, after = np.ones(64, dtype), np.ones(64, dtype)
+    after.view(f"u{after.itemsize}")[5] += steps
+    return {"w": before}, {"w": after}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(np.float64, 16), (np.float32, 16), (np.float16, 16), (BF16, 8), (F8, 0), (np.int32, 0)]
+)
+def test_distances_are_limited_by_what_a_dtype_can_tell(dtype: Any, most: int) -> None:
+    if most:
+        assert verdict(*stepped(dtype, most), tolerance=0.0) == f"within {most} ulps"
+    assert verdict(*stepped(dtype, most + 1), tolerance=0.0) == "different"
+    longer = {np.float16: 64, BF16: 8}.get(dtype)
+    if longer:
+        assert verdict(*stepped(dtype, longer), tolerance=0.0, ulps=1000) == f"within {longer} ulps"
+        assert verdict(*stepped(dtype, longer + 1), tolerance=0.0, ulps=1000) == "different"
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.int64, bool])
+def test_any_difference_of_integers_is_one(dtype: Any) -> None:
+    before = {"w": np.ones(10_000, dtype), "x": np.ones(9, np.float32)}
+    after = before | {"w": before["w"].copy()}
+    after["w"][7] = 0
+    assert verdict(before, after, tolerance=1.0) == "different"
+    assert verdict(before, before) == "exact"
 
 
 def test_exact_says_what_it_does_not_say() -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _SOURCE = "counts of NaN and infinities"
 _ROWS = 100  # of the table of odd tensors
+_NAMES = 20
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class AnomalyDetection:
     than `listed` break one rule first in one member, one finding counts them. A sweep looks for NaN and infinities
     always; `checks` says what was looked for. Names keep rules quiet about what they let one expect: zeros of biases
     and of the second half of an adapter, constant gains, masks, tables of positions, states of optimizers, codes that
-    are scaled. That a row is dead says nothing of whether it is meant to be.
+    are scaled. Of integers and 4-bit codes, zeros alone are odd: beside a scale, or where another member has none. That
+    a row is dead says nothing of whether it is meant to be.
     """
 
     name: ClassVar[str] = "anomaly_detection"
@@ -67,6 +69,9 @@ class AnomalyDetection:
         " members it lasted, first_count and largest_count of elements",
         "checks": "rules that were looked at; without the flag, NaN and infinities alone",
         "rows": "tensors whose rows were looked at, of 2 dimensions and 8 values a row; only there with the flag",
+        "without_rows": "tensors whose rows were not looked at in some member: too many, or shorter than that; only"
+        " there with the flag",
+        "without_rows_first": f"the first {_NAMES} of them; only there with the flag",
         "columns": "likewise their columns; only there with the flag",
         "stacks": "matrices that 5 blocks or more have, which were compared between them; only there with the flag",
         "expected_zero": "tensors of zeros whose names let one expect them; only there with the flag",
@@ -79,9 +84,11 @@ class AnomalyDetection:
         "non-finite": "NaN or infinities from the first member on: critical; in masks, by name: info",
         "non-finite-appeared": "NaN or infinities in a tensor that was finite: critical; in masks info",
         "non-finite-tensors": "the same, counted where there are more than `listed` in one member: critical",
-        "all-zero": "every value is 0: high; of one dimension low; none of biases, adapters, masks, states, by name",
+        "all-zero": "every value is 0: high; of one dimension low; none of biases, adapters, masks, states, by name;"
+        " of integers only matrices, beside a scale or where another member has other values",
         "dead-rows": "rows of norm 0, or shorter than `dead_ratio` times the median row: medium; more than `dead_share`"
-        " of them: high. Of embeddings and heads, tokens that no text has: low and medium",
+        " of them: high. Of embeddings and heads, tokens that no text has: low and medium. Of integers only rows of 0,"
+        " beside a scale or where another member's are not",
         "dead-columns": "columns likewise: medium, high; or low",
         "constant": "one value throughout, and that is not 0: medium; of one dimension low; none of norms and scales",
         "exploding-norm": "a row longer than `row_factor` times the median row, and of a robust z above `outlier_z`:"
@@ -144,10 +151,12 @@ class AnomalyDetection:
 
         oddities = Oddities(series, self)
         troubles = sorted(_troubles(series, oddities.found()), key=lambda one: (one.first, one.worst.tensor))
-        details = series.measured.details
+        details, without = series.measured.details, oddities.without_rows()
         return {
             "checks": list(self.rules),
             "rows": len({tensor for tensor, _ in oddities.judged(details.rows)}),
+            "without_rows": len(without),
+            "without_rows_first": [series.tensors[tensor] for tensor in without[:_NAMES]],
             "columns": len({tensor for tensor, _ in oddities.judged(details.columns)}),
             "stacks": len(oddities.stacks),
             "expected_zero": int(oddities.expected_zeros.any(axis=1).sum()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from diffai_dist.analyses.base import Kind, finding, threshold
@@ -16,6 +16,8 @@ from diffai_dist.analyses.signatures import (
     Signature,
     flip,
     giant,
+    giant_limit,
+    looked_at,
     ratio_of,
     regions,
     sides_of,
@@ -40,14 +42,15 @@ _OPTIONS = {
 class CorruptionCheck:
     """Damage to bytes of the candidate: lone giants, flipped bits, zeroed runs, unwritten tails, rows out of place.
 
-    Float tensors of 64 elements and more are looked at, masks left out. What the baseline has too is none; a tensor
-    that is equal on both sides is only counted. A giant is held against the median RMS of the rows that are not zero.
-    A flip is a change of one bit, of the exponent, that outgrows the baseline's range while no row without a flip does,
-    or beside which nothing in the tensor changed. Zeros are bytes of 0, in a tensor that has few others, and not where
-    the baseline had hardly more. Rows out of place have the length, sum and largest value of other rows of the
-    baseline, at one distance; rows that merely turned away may have been trained anew, and those of an optimizer's
-    state turn over within steps: there none is looked for. Whether damage matters to what the model does cannot be
-    read from weights.
+    Float tensors of 64 elements and more are looked at, masks left out, and matrices of I8 and U8 for zeros alone. What
+    the baseline has too is none; a tensor that is equal on both sides is only counted. A giant is held against the
+    median RMS of the rows that are not zero; where the dtype ends before the limit, 1/64 of its range will do, in one
+    row alone. A flip is a change of one bit, of the exponent, that outgrows the baseline's range while no row without a
+    flip does, or beside which nothing in the tensor changed. Zeros are bytes of 0, in a tensor that has few others, and
+    not where the baseline had hardly more; where both sides have 8 bits and less, whose zeros are ordinary, a run that
+    is too long for chance. Rows out of place have the length, sum and largest value of other rows of the baseline, at
+    one distance; rows that merely turned away may have been trained anew, and those of an optimizer's state turn over
+    within steps: there none is looked for. Whether damage matters to what the model does cannot be read from weights.
     """
 
     name: ClassVar[str] = "corruption_check"
@@ -62,8 +65,9 @@ class CorruptionCheck:
         "finite, of a run 0, of rows their mean cosine; baseline: of a giant and of a flip its largest magnitude, of a "
         "run its longest run of zeros in bytes, of rows out of place the element of the baseline they come from",
         "found": "how many there are of each kind",
-        "tensors": "float tensors of the candidate that were looked at",
+        "tensors": "tensors of the candidate that were looked at",
         "elements": "their elements",
+        "not_float": "tensors of the candidate that were not, being neither floats nor matrices of I8 or U8",
         "equal": "those of them that are equal in the baseline, bit for bit",
         "without_rows": "those whose rows were not measured: no regions, no flips by size",
         "reason": "why signatures are missing; null where none are",
@@ -71,14 +75,16 @@ class CorruptionCheck:
         "largest_tensor": "that tensor",
     }
     rules: ClassVar[Mapping[str, str]] = {
-        "isolated-giant": "one value is more than `giant` times the median row RMS, and more than `growth` times the "
-        "largest of the baseline: critical",
+        "isolated-giant": "one value is more than `giant` times the median row RMS, or, where dtypes are equal and no "
+        "other row has one, than 1/64 of the dtype's largest, and more than `growth` times the largest of the "
+        "baseline: critical",
         "bit-flip": "one bit of an exponent changed, and the value is `growth` times the baseline's largest or more, "
         "or not finite; or all that changed are such bits, in at most one element of a thousand: critical",
         "zero-run": "a whole page of `page` bytes, aligned in the tensor or the object, is zero, and at most the share "
-        "`dense` of the rest: high; low for a tensor without a baseline",
-        "tail-not-written": "the last `page` bytes or more are zero, and at most the share `dense` of the rest: high; "
-        "low for a tensor without a baseline",
+        "`dense` of the rest, or, where both sides have 8 bits and less, length * -log2(share of zeros in the rest) is "
+        "more than 64 + log2(elements): high; low for a tensor without a baseline",
+        "tail-not-written": "the last `page` bytes or more are zero, and at most the share `dense` of the rest, or "
+        "that of 8 bits: high; low for a tensor without a baseline",
         "shifted-region": "`region_rows` rows after each other have a cosine below `far` to what they were, most "
         "others one of `near` or more, and they are like other rows of the baseline: critical",
         "region-replaced": "the same, and they are like none: low",
@@ -87,7 +93,8 @@ class CorruptionCheck:
         "training changes low bits of the mantissa, hardly ever one bit of an exponent alone: derived",
         "runs of zeros and values up to 1e37 from a save over a mapped file: SimpleTuner issue 2714",
         "pages of 4 KiB: format of memory and of most file systems",
-        "2^32 times the usual, 16 times the range, cosines of 0.5 and 0.9, 1 % of zeros, four rows: judgement",
+        "2^32 times the usual, 1/64 of a dtype's range, 16 times the baseline's, cosines of 0.5 and 0.9, 1 % of zeros, "
+        "64 bits of surprise, four rows: judgement",
     )
 
     giant: float = threshold(2.0**32, "times the median row RMS that no value of weights has")
@@ -102,11 +109,12 @@ class CorruptionCheck:
         """A row and a finding for each signature, in the order of the tensors."""
         compared = {record.name for record in records if record.change is not None}
         found: list[tuple[Sides, Signature]] = []
-        tensors = elements = equal = without_rows = 0
+        tensors = elements = not_float = equal = without_rows = 0
         top: tuple[float, str | None] = (0.0, None)
         for index, aligned in enumerate(measured.comparison.aligned):
             sides = None if is_mask(aligned.name) else sides_of(measured, pair_index, index, aligned.name in compared)
             if sides is None:
+                not_float += _passed_over(measured, pair_index, index)
                 continue
             same = sides.same_dtype and not sides.shift["bits"]
             tensors, elements = tensors + 1, elements + sides.tensor.elements
@@ -120,6 +128,7 @@ class CorruptionCheck:
             "found": dict(sorted(Counter(one.kind for _, one in found).items())),
             "tensors": tensors,
             "elements": elements,
+            "not_float": not_float,
             "equal": int(equal),
             "without_rows": without_rows,
             "reason": _missing(measured),
@@ -130,10 +139,10 @@ class CorruptionCheck:
 
     def _signatures(self, sides: Sides, ratio: float) -> Iterator[Signature]:
         for one in (giant(sides, ratio, self.giant, self.growth), flip(sides, self.growth)):
-            if one is not None:
+            if one is not None and sides.is_float:
                 yield one
         yield from zero_runs(sides, self.page, self.dense)
-        if not is_state(sides.tensor.name):
+        if sides.is_float and not is_state(sides.tensor.name):
             yield from regions(sides, self.near, self.far, self.region_rows)
 
     def _finding(self, sides: Sides, one: Signature) -> Finding:
@@ -145,7 +154,17 @@ class CorruptionCheck:
         value: float | str | None = one.value if one.value is not None else "not finite"
         if one.kind in ("zero-run", "tail-not-written"):
             value = _length(sides, one)
-        return finding(self, one.kind, severity, sides.name, value, _OPTIONS[one.kind])
+        found = finding(self, one.kind, severity, sides.name, value, _OPTIONS[one.kind])
+        if one.kind == "isolated-giant" and one.value is not None and one.value <= self.giant:
+            reach = giant_limit(sides, one.value, self.giant)
+            return replace(found, threshold=reach, source=f"judgement: 1/64 of what {sides.tensor.dtype} can hold")
+        return found
+
+
+def _passed_over(measured: Measurements, pair_index: int, index: int) -> bool:
+    """Whether the candidate has numbers there that are of no dtype that is looked at."""
+    one = measured.comparison.aligned[index].tensors[measured.comparison.pairs[pair_index].candidate]
+    return one is not None and not looked_at(one)
 
 
 def _row(sides: Sides, one: Signature) -> dict[str, Any]:

@@ -6,16 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffai_dist.analyses.base import Kind, threshold
+from diffai_dist.analyses.base import Kind, finding, threshold
 from diffai_dist.analyses.bounding import MOST
+from diffai_dist.analyses.noise import DIGITS
 from diffai_dist.analyses.staleness_check import is_state
 from diffai_dist.dtypes import Family
-from diffai_dist.records import AnalysisRecord, Finding, Measurements, TensorRecord
+from diffai_dist.records import AnalysisRecord, Finding, Measurements, Severity, TensorRecord
 from diffai_dist.storage import redact
 
 if TYPE_CHECKING:
     import numpy as np
 
+_FEWEST_DIGITS = 5  # significant bits; with fewer, a few steps lead from any value to any other
 _LIMITS = (1, 2, 4, 8, 16, 256, 65536)  # of the counts in BITWISE: elements at least so far apart
 NOT_READ = "some tensors could not be read"
 NOTHING = "no tensor could be compared"
@@ -27,9 +29,11 @@ class ExperimentReproducibility:
     """Whether a run was reproduced: share of equal bits, distances in units in the last place, first difference.
 
     The verdict is `exact` where all bits of all tensors are equal, `within k ulps` where k, the largest distance, is at
-    most `ulps`, `within tolerance` where rel_l2 of each tensor is at most `tolerance`, else `different`. A tensor that
-    one side lacks, or has in another shape or dtype, makes it different, as does one that is not finite where the other
-    is. Distances count the numbers that the dtype can hold between two values, +0 and -0 being one.
+    most `ulps` and no more than 2^(mantissa bits - 4), 8 in BF16, `within tolerance` where rel_l2 of each tensor is at
+    most `tolerance`, else `different`. A tensor that one side lacks, or has in another shape or dtype, makes it
+    different, as does one that is not finite where the other is, and any difference of integers or truth values; floats
+    of 8 bits and less have too few values for distances to tell. Distances count the numbers that the dtype can hold
+    between two values, +0 and -0 being one.
     """
 
     name: ClassVar[str] = "experiment_reproducibility"
@@ -52,16 +56,24 @@ class ExperimentReproducibility:
         "metadata": f"keys of the metadata that differ, at most {MOST}",
         "ulps": "elements by distance, over tensors of equal dtypes; not_finite are those that are not on both sides",
     }
-    rules: ClassVar[Mapping[str, str]] = {"not-reproduced": "the verdict is not exact; the value is the verdict: info"}
-    sources: ClassVar[tuple[str, ...]] = ("bits and distances: exact; the limits of verdicts: judgement",)
+    rules: ClassVar[Mapping[str, str]] = {
+        "not-reproduced": "where `expected` is set: the verdict, which is the value, is different or not known: high; "
+        "it is within ulps or tolerance: info"
+    }
+    sources: ClassVar[tuple[str, ...]] = (
+        "bits and distances: exact; the limits of verdicts: judgement",
+        "2^(mantissa bits - 4) units in the last place are at most 1/16 of a value: derived; that this is close: "
+        "judgement",
+    )
 
     ulps: int = threshold(16, "largest distance in units in the last place that counts as reproduced within ulps")
     tolerance: float = threshold(1e-5, "largest rel_l2 of a tensor that counts as reproduced within tolerance")
+    expected: bool = threshold(False, "whether the candidate is said to reproduce the baseline")
 
     def __call__(self, measured: Measurements, pair_index: int, records: Sequence[TensorRecord]) -> AnalysisRecord:
         """Counts over all tensors, and the place of the first difference."""
         differing = [record for record in records if _differs(record)]
-        seen = _seen(measured, pair_index, records)
+        seen = _seen(measured, pair_index, records, self.ulps)
         verdict, reason = self._verdict(records, differing, seen)
         metadata = _metadata(measured, pair_index)
         moves = [one.change.rel_l2 for one in records if one.change and one.change.rel_l2 is not None]
@@ -79,7 +91,7 @@ class ExperimentReproducibility:
             "metadata": metadata[:MOST],
             "ulps": [{"distance": distance, "elements": number} for distance, number in seen.distances.items()],
         }
-        return AnalysisRecord(self.name, result, tuple(_findings(verdict, differing)))
+        return AnalysisRecord(self.name, result, tuple(self._findings(verdict, reason, differing)))
 
     def _verdict(
         self, records: Sequence[TensorRecord], differing: Sequence[TensorRecord], seen: _Seen
@@ -92,13 +104,21 @@ class ExperimentReproducibility:
     def _of_differences(self, differing: Sequence[TensorRecord], seen: _Seen) -> str:
         if not differing:
             return "exact"
-        if seen.torn or any(record.change is None for record in differing):
+        if seen.torn or seen.whole_numbers or any(record.change is None for record in differing):
             return "different"
-        if seen.furthest is not None and seen.furthest <= self.ulps and not seen.without_ulps:
+        if seen.furthest is not None and not seen.beyond and not seen.without_ulps:
             return f"within {seen.furthest} ulps"
         moves = [record.change.rel_l2 for record in differing if record.change]
         close = all(move is not None and move <= self.tolerance for move in moves)
         return "within tolerance" if close else "different"
+
+    def _findings(
+        self, verdict: str | None, reason: str | None, differing: Sequence[TensorRecord]
+    ) -> Iterator[Finding]:
+        if self.expected and verdict != "exact":
+            severity: Severity = "high" if verdict in (None, "different") else "info"
+            tensor, value = differing[0].name if differing else None, verdict or f"not known: {reason}"
+            yield finding(self, "not-reproduced", severity, tensor, value, "expected")
 
 
 def _differs(record: TensorRecord) -> bool:
@@ -115,47 +135,65 @@ class _Seen:
     both: int  # finite on both sides, of real dtypes
     visible: int
     torn: bool  # whether dtypes differ, or an element is finite on one side alone
+    whole_numbers: bool  # whether integers or truth values differ
     without_ulps: bool  # whether some that differ have no units in the last place
+    beyond: bool  # whether some are further apart than their dtypes allow
     furthest: int | None
     distances: dict[str, int]
 
 
-def _seen(measured: Measurements, pair_index: int, records: Sequence[TensorRecord]) -> _Seen:
+def _seen(measured: Measurements, pair_index: int, records: Sequence[TensorRecord], ulps: int) -> _Seen:
     import numpy as np
 
-    chosen, same, real = _compared(measured, pair_index, records)
+    chosen, same, real, dtypes = _compared(measured, pair_index, records)
     shifts = measured.shifts[chosen, pair_index]
     bitwise = measured.details.bitwise
     bits = np.where(same, shifts["bits"], shifts["count"])
     torn = bool((~same).any() or (shifts["changed_nonfinite"] > 0).any())
+    floats = np.array([dtype in DIGITS for dtype in dtypes], bool)
+    whole_numbers = bool((same & real & ~floats & (bits > 0)).any())
     total = int(shifts["count"].sum()), int(bits.sum())
     if bitwise is None:
-        return _Seen(*total, 0, 0, torn, True, None, {})
+        return _Seen(*total, 0, 0, torn, whole_numbers, True, False, None, {})
     rows = bitwise[chosen, pair_index]
     counted, both = rows["count"] > 0, int(shifts["both"][real].sum())
     furthest = int(rows["furthest"][counted].max()) if counted.any() else None
     finite = int(shifts["both"][counted].sum())
     distances = _distances(rows[counted], finite, int(rows["count"].sum()) - finite)
     without = bool((~counted & (bits > 0)).any())
-    return _Seen(*total, both, int(rows["visible"][real].sum()), torn, without, furthest, distances)
+    allowed = np.array([_allowed(dtype, ulps) for dtype in dtypes], np.uint64)
+    beyond = bool((counted & (rows["furthest"] > allowed)).any())
+    visible = int(rows["visible"][real].sum())
+    return _Seen(*total, both, visible, torn, whole_numbers, without, beyond, furthest, distances)
+
+
+def _allowed(dtype: str, ulps: int) -> int:
+    """Units in the last place that count as reproduced: a sixteenth of a value at most, none of coarse dtypes.
+
+    >>> [_allowed(dtype, 16) for dtype in ("F32", "F16", "BF16", "F8_E4M3", "F4", "I8")]
+    [16, 16, 8, 0, 0, 0]
+    """
+    digits = DIGITS.get(dtype, 0)
+    return min(ulps, 2 ** (digits - 5)) if digits >= _FEWEST_DIGITS else 0
 
 
 def _compared(
     measured: Measurements, pair_index: int, records: Sequence[TensorRecord]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices of tensors with numbers; of each, whether dtypes are equal, and whether both are of real numbers."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Indices of tensors with numbers; whether dtypes are equal, whether both are real numbers; candidates' dtypes."""
     import numpy as np
 
     pair = measured.comparison.pairs[pair_index]
     names = {record.name for record in records if record.change is not None}
-    chosen, same, real = [], [], []
+    chosen, same, real, dtypes = [], [], [], []
     for i, aligned in enumerate(measured.comparison.aligned):
         before, after = aligned.tensors[pair.baseline], aligned.tensors[pair.candidate]
         if aligned.name in names and before and after:
             chosen.append(i)
             same.append(before.dtype == after.dtype)
+            dtypes.append(after.dtype)
             real.append(max(before.decoder.family, after.decoder.family) < Family.COMPLEX)
-    return np.array(chosen, np.int64), np.array(same, bool), np.array(real, bool)
+    return np.array(chosen, np.int64), np.array(same, bool), np.array(real, bool), dtypes
 
 
 def _distances(rows: np.ndarray, finite: int, not_finite: int) -> dict[str, int]:
@@ -195,8 +233,3 @@ def _only_in(differing: Sequence[TensorRecord], metadata: Sequence[str]) -> str 
     if not differing:
         return "metadata" if metadata else None
     return "optimizer state" if all(is_state(record.name) for record in differing) else None
-
-
-def _findings(verdict: str | None, differing: Sequence[TensorRecord]) -> Iterator[Finding]:
-    if verdict and verdict != "exact":
-        yield Finding("not-reproduced", "info", differing[0].name, verdict, "exact", "bits of all tensors")

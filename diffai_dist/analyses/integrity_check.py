@@ -85,6 +85,7 @@ class IntegrityCheck:
     }
     rules: ClassVar[Mapping[str, str]] = {
         "unopened": "a checkpoint of the series that could not be opened: critical",
+        "no-tensors": "a member without any tensor, where another has some: critical",
         "missing-shard": "a shard that the index or the other shards' numbers name, and that is not there: critical",
         "bad-header": "a shard whose header breaks the format, or whose size is not the one it needs: critical",
         "unreadable-shard": "a shard that is no safetensors file, or changed while it was read: critical",
@@ -122,7 +123,7 @@ class IntegrityCheck:
         }
         findings = [*_closed(series)]
         for index, one in enumerate(members):
-            about = [*_broken(series, index, one), *self._of_empty(series, index, empty)]
+            about = [*_broken(series, index, one), *_bare(series, index), *self._of_empty(series, index, empty)]
             about += [_lost_finding(series, gone) for gone in lost if gone.member == index]
             findings += bounded(about, self.listed)
         return AnalysisRecord(self.name, result, tuple(findings))
@@ -173,6 +174,15 @@ def _broken(series: Series, member: int, checkpoint: Checkpoint) -> Iterator[Fin
         severity, name = _SEVERITIES[one.rule], series.names[member]
         for tensor in one.names if one.rule in _BY_TENSOR else (None,):
             yield Finding(one.rule, severity, tensor, one.object, None, f"format: {one.found}", candidate=name)
+
+
+def _bare(series: Series, member: int) -> Iterator[Finding]:
+    """A file that opens and holds nothing, though the others show that there is something to hold."""
+    members = series.measured.comparison.members
+    most = max(len(one.tensors) for one in members)
+    if most and not members[member].tensors:
+        source = f"tensors; another member has {most:,}"
+        yield Finding("no-tensors", "critical", None, 0, 1, source, candidate=series.names[member])
 
 
 def _empty(members: Sequence[Checkpoint]) -> Iterator[Empty]:

@@ -16,6 +16,7 @@ from diffai_dist.analyses.roles import role
 from diffai_dist.analyses.series import Series
 from diffai_dist.analyses.staleness_check import is_state
 from diffai_dist.checkpoint import Tensor
+from diffai_dist.dtypes import Family
 from diffai_dist.records import Severity
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ LARGEST = {
     "F8_E4M3FNUZ": 240.0,
     "F8_E5M2FNUZ": 57344.0,
 }
+_NO_WEIGHTS = ("BOOL", "F8_E8M0")  # truth values, and powers of two: a scale's
 NARROW = ("F16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")  # whose subnormals are not far from weights
 
 
@@ -66,6 +68,8 @@ class Oddities:
             for is_one in (is_mask, is_table, is_state, may_be_zero, is_scale)
         )
         self.roles = [role(name) for name in names]
+        modules = scaled(names)
+        self.beside = np.array([module(name) in modules for name in names], bool)[:, None]  # scales beside the tensor
         self.quiet = self.masks | self.tables | self.states  # not judged as weights are
 
     def found(self) -> Iterator[Oddity]:
@@ -104,10 +108,28 @@ class Oddities:
         return found
 
     @cached_property
-    def zeros(self) -> np.ndarray:
-        """Which tensors of more than one float hold nothing but zeros."""
+    def empty(self) -> np.ndarray:
+        """Which tensors of more than one number hold nothing but zeros."""
         full = (self.moments["zeros"] == self.moments["count"]) & (self.moments["count"] > 1)
-        found: np.ndarray = full & np.isfinite(self.largest)
+        found: np.ndarray = full & self.series.decoded
+        return found
+
+    @property
+    def zeros(self) -> np.ndarray:
+        """Those of them that are floats."""
+        found: np.ndarray = self.empty & np.isfinite(self.largest)
+        return found
+
+    @cached_property
+    def integers(self) -> np.ndarray:
+        """Which are matrices of integers, or of codes, that stand for weights: other members or scales tell of that."""
+        kinds = self._table(
+            lambda one: one.dtype not in (*LARGEST, *_NO_WEIGHTS) and one.decoder.family < Family.COMPLEX
+        )
+        filled = self.series.decoded & ~self.empty
+        elsewhere = filled.sum(axis=1, keepdims=True) > filled
+        expected = self.quiet | self.zero | self.scales
+        found: np.ndarray = kinds & self.series.decoded & self.wide & (self.beside | elsewhere) & ~expected
         return found
 
     @property
@@ -118,7 +140,7 @@ class Oddities:
 
     def all_zero(self) -> Iterator[Oddity]:
         """Vectors of zeros may be gains that are stored less 1."""
-        for tensor, member in _places(self.zeros & ~self.expected_zeros):
+        for tensor, member in _places((self.zeros & ~self.expected_zeros) | (self.empty & self.integers)):
             severity: Severity = "high" if self.wide[tensor, member] else "low"
             number = int(self.moments["count"][tensor, member])
             yield Oddity("all-zero", severity, tensor, member, number, None, "zeros, all its values")
@@ -180,10 +202,26 @@ class Oddities:
         tables = details.rows if axis == "row" else details.columns
         for tensor, member in self._suspicious(tables):
             table = tables[tensor, member]
-            if axis == "row":
+            if self.integers[tensor, member]:
+                filled, known = (
+                    (table["squares"] > 0.0).astype(np.float64),
+                    self._filled_elsewhere(tables, tensor, member),
+                )
+                yield from self._dead(tensor, member, filled, known, axis)
+            elif axis == "row":
                 yield from self._rows(tensor, member, table)
             elif not self.series.non_finite[tensor, member]:  # else a column of NaN has no squares either
                 yield from self._dead(tensor, member, np.sqrt(table["squares"]), np.ones(len(table), bool), "column")
+
+    def _filled_elsewhere(self, tables: Mapping[tuple[int, int], np.ndarray], tensor: int, member: int) -> np.ndarray:
+        """Which rows, or columns, of integers should not be zero: of codes all, else those another member fills."""
+        own = tables[tensor, member]
+        found = np.full(len(own), self.beside[tensor, 0])
+        for other in range(len(self.series.members)):
+            table = tables.get((tensor, other))
+            if other != member and table is not None and len(table) == len(own):
+                found |= table["squares"] > 0.0
+        return found
 
     def _suspicious(self, tables: Mapping[tuple[int, int], np.ndarray]) -> Iterator[tuple[int, int]]:
         """Those with a norm far from the median one, looked for in many tables of one length at a time."""
@@ -204,10 +242,23 @@ class Oddities:
 
     def judged(self, tables: Mapping[tuple[int, int], np.ndarray]) -> Iterator[tuple[int, int]]:
         """Of which tensors, in which members, rows or columns are long enough to be judged."""
-        judged = self.weights & self.wide & ~self.quiet
         for tensor, member in sorted(tables):
-            if judged[tensor, member] and self.series.sizes[tensor, member] >= SHORTEST * len(tables[tensor, member]):
+            long_enough = self.series.sizes[tensor, member] >= SHORTEST * len(tables[tensor, member])
+            if self.telling[tensor, member] and long_enough:
                 yield tensor, member
+
+    @cached_property
+    def telling(self) -> np.ndarray:
+        """Which tensors have rows and columns that should not be dead."""
+        found: np.ndarray = (self.weights & self.wide & ~self.quiet) | (self.integers & ~self.empty)
+        return found
+
+    def without_rows(self) -> list[int]:
+        """Tensors whose rows were not judged in some member: too many of them, or too short ones."""
+        missed = self.telling.copy()
+        for tensor, member in self.judged(self.series.measured.details.rows):
+            missed[tensor, member] = False
+        return [int(tensor) for tensor in np.flatnonzero(missed.any(axis=1))]
 
     def _rows(self, tensor: int, member: int, table: np.ndarray) -> Iterator[Oddity]:
         known = table["finite"] > 0
@@ -250,9 +301,7 @@ class Oddities:
     @cached_property
     def codes(self) -> np.ndarray:
         """Which tensors of 8-bit floats have scales beside them."""
-        modules = scaled(self.series.tensors)
-        beside = np.array([module(name) in modules for name in self.series.tensors], bool)[:, None]
-        return beside & np.isin(self.largest, [LARGEST[name] for name in NARROW if name != "F16"])
+        return self.beside & np.isin(self.largest, [LARGEST[name] for name in NARROW if name != "F16"])
 
     @cached_property
     def stacks(self) -> list[list[int]]:

@@ -164,8 +164,10 @@ class States:
 
     def _tensor_steps(self, tensors: Sequence[int], member: int) -> np.ndarray:
         """What tensors of one element hold; NaN for -1 and for what is no such tensor, or no whole number."""
+        if not self.series.tensors:
+            return np.full(len(tensors), np.nan)
         places = np.array(tensors, np.int64).reshape(-1)
-        values: np.ndarray = self.series.measured.moments["mean"][places, member] if places.size else np.zeros(0)
+        values: np.ndarray = self.series.measured.moments["mean"][places, member]
         known = (places >= 0) & (self.series.sizes[places, member] == 1) & (self.series.non_finite[places, member] == 0)
         found: np.ndarray = np.where(known & (values == np.floor(values)), values, np.nan)
         return found

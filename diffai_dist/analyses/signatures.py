@@ -10,6 +10,7 @@ import numpy as np
 
 from diffai_dist.analyses.lines import Lines, row_lines
 from diffai_dist.analyses.noise import DIGITS
+from diffai_dist.analyses.oddities import LARGEST
 from diffai_dist.checkpoint import Tensor
 from diffai_dist.records import Measurements
 
@@ -17,12 +18,15 @@ LEAST = 64  # elements; fewer say too little. Judgement, as the next
 ROWS, WIDTH = 8, 16  # rows for a median; elements whose cosine does not come near 1 by chance
 _ALONE = 2.0**-16  # of a giant: what no more than one row in a thousand comes near
 _USUAL = 0.01  # of the median row's size: smaller rows were as good as zero before
+_REACH = 64  # a giant is 1/64 of the dtype's range or more, where the range ends before the usual limit. Judgement
+_BITS = 64.0  # of surprise in a run of codes: one in 2^64 places, were zeros dealt out at random. Judgement
+_CODES = ("I8", "U8")  # whose runs of zeros are looked for
 _SAMPLE = 64  # rows of a region that are looked for elsewhere
 
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """One float tensor of a pair: partials of both sides, the baseline's None where it cannot be compared."""
+    """One tensor of a pair, floats or codes: partials of both sides, the baseline's None where it is not compared."""
 
     name: str
     tensor: Tensor  # the candidate's
@@ -38,6 +42,11 @@ class Sides:
     def width(self) -> int:
         """Elements of a row; 0 where no rows were measured."""
         return 0 if self.rows[1] is None or not len(self.rows[1]) else self.tensor.elements // len(self.rows[1])
+
+    @property
+    def is_float(self) -> bool:
+        """Whether more is looked for than zeros."""
+        return self.tensor.dtype in DIGITS
 
     @property
     def nbytes(self) -> float:
@@ -57,15 +66,15 @@ class Signature:
 
 
 def sides_of(measured: Measurements, pair_index: int, index: int, compared: bool) -> Sides | None:
-    """The tensor as a pair has it; None where the candidate's is missing, was not read to its end, or is no float's."""
+    """The tensor as a pair has it; None where the candidate's is missing, not read to its end, or not `looked_at`."""
     aligned, pair = measured.comparison.aligned[index], measured.comparison.pairs[pair_index]
     before, after = aligned.tensors[pair.baseline], aligned.tensors[pair.candidate]
     found = measured.moments[index, pair.candidate]
-    if after is None or after.dtype not in DIGITS or found["count"] != after.elements or after.elements < LEAST:
+    if after is None or not looked_at(after) or found["count"] != after.elements or after.elements < LEAST:
         return None
     if measured.failures.get((index, pair.candidate)):
         return None
-    compared = compared and before is not None and before.dtype in DIGITS
+    compared = compared and before is not None and looked_at(before)
     details = measured.details
     contents = details.content
     return Sides(
@@ -82,6 +91,11 @@ def sides_of(measured: Measurements, pair_index: int, index: int, compared: bool
         _of(details.bitwise, index, pair_index) if compared else None,
         row_lines(measured, index, pair_index) if compared else None,
     )
+
+
+def looked_at(tensor: Tensor) -> bool:
+    """Whether it is of floats, or a matrix of 8-bit codes."""
+    return tensor.dtype in DIGITS or (tensor.dtype in _CODES and len(tensor.shape) > 1)
 
 
 def _of(table: np.ndarray | None, index: int, column: int) -> np.void | None:
@@ -112,16 +126,27 @@ def ratio_of(sides: Sides) -> float:
     return absmax(sides.moments[1]) / usual if usual else 0.0
 
 
+def giant_limit(sides: Sides, ratio: float, limit: float) -> float:
+    """The limit of a giant's ratio, or 1/64 of the dtype's range where that is less and the baseline's is the same."""
+    end = LARGEST.get(sides.tensor.dtype)
+    largest = absmax(sides.moments[1])
+    if end is None or not sides.same_dtype or not largest:
+        return limit
+    return min(limit, end / _REACH / largest * ratio)
+
+
 def giant(sides: Sides, ratio: float, limit: float, growth: float) -> Signature | None:
     """One value far beyond all others that the baseline does not have; `ratio` is what it is to the typical one."""
-    largest = absmax(sides.moments[1])
-    if not ratio > limit:
+    largest, reach = absmax(sides.moments[1]), giant_limit(sides, ratio, limit)
+    if not ratio > reach:
         return None
     before = None if sides.moments[0] is None else absmax(sides.moments[0])
     if before is not None and before * growth >= largest:
         return None
     rows = sides.rows[1]
-    if rows is not None and np.sum(rows["absmax"] > largest * _ALONE) > max(1, len(rows) // 1000):
+    if ratio <= limit and (rows is None or np.sum(rows["absmax"] > reach * largest / ratio) > 1):
+        return None
+    if ratio > limit and rows is not None and np.sum(rows["absmax"] > largest * _ALONE) > max(1, len(rows) // 1000):
         return None
     value = ratio if math.isfinite(ratio) else None
     return Signature("isolated-giant", int(sides.moments[1]["absmax_index"]), 1, value, before)
@@ -161,7 +186,11 @@ def zero_runs(sides: Sides, page: int, dense: float) -> Iterator[Signature]:
     longest, tail = int(content["zero_run"]), int(content["zero_tail"])
     start = int(content["zero_run_start"])
     rest = count - longest - (tail if start + longest < count else 0)
-    if zeros - (count - rest) > dense * rest or _were_there(sides, start, longest):
+    others = zeros - (count - rest)
+    odd = others <= dense * rest
+    if sides.tensor.decoder.bits <= 8 and sides.same_dtype:  # a cast to few values makes zeros of what was small
+        odd = longest * -math.log2((others + 1) / (rest + 1)) > _BITS + math.log2(count)
+    if not odd or _were_there(sides, start, longest):
         return
     known = None if sides.contents[0] is None else float(sides.contents[0]["zero_run"]) * sides.nbytes
     if tail * sides.nbytes >= page:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -43,11 +43,15 @@ class Vocabulary:
     @cached_property
     def tensors(self) -> list[int]:
         """Embeddings of tokens, and heads, by index: matrices, not tables of positions nor of types."""
+        return [tensor for tensor in self._named if self._wide(tensor, self.members)]
+
+    @cached_property
+    def _named(self) -> list[int]:
         kinds = ("embed", "head")
         names = [aligned.name for aligned in self.measured.comparison.aligned]
         return [
             tensor for tensor, name in enumerate(names)
-            if role(name) in kinds and not is_table(name) and not may_be_zero(name) and self._wide(tensor)
+            if role(name) in kinds and not is_table(name) and not may_be_zero(name)
         ]  # fmt: skip
 
     @cached_property
@@ -173,7 +177,9 @@ class Vocabulary:
         return {"true": True, "false": False}.get(str(checkpoint.metadata.get("tie_word_embeddings")).lower())
 
     def _held(self, member: int) -> list[int]:
-        return [tensor for tensor in self.tensors if self._tensor(tensor, member) is not None]
+        """Those of a member, which may be none of the pair; what a third one has in another shape hides none."""
+        judged = (*self.members, member)
+        return [one for one in self._named if self._tensor(one, member) is not None and self._wide(one, judged)]
 
     def _lines(self, tensor: int) -> Lines:
         found = row_lines(self.measured, tensor, self.pair_index)
@@ -186,8 +192,8 @@ class Vocabulary:
         whole = one is not None and self.measured.moments[tensor, member]["count"] == one.counted
         return bool(whole) and (tensor, member) not in self.measured.failures
 
-    def _wide(self, tensor: int) -> bool:
-        held = [one for one in self.measured.comparison.aligned[tensor].tensors if one is not None]
+    def _wide(self, tensor: int, members: Sequence[int]) -> bool:
+        held = [one for one in (self._tensor(tensor, member) for member in members) if one is not None]
         return all(len(one.shape) == 2 and one.decoder.family <= Family.DOUBLE for one in held)
 
     def _tensor(self, tensor: int, member: int) -> Tensor | None:
