@@ -22,6 +22,7 @@ from diffai_dist import opening
 from diffai_dist.analyses import (
     architecture,
     architecture_config,
+    architecture_heads,
     architecture_names,
     families,
 )
@@ -46,7 +47,9 @@ AT_HAND = pytest.mark.skipif(not SHARED.is_dir(), reason="the indexes of public 
 Shapes = dict[str, tuple[int, ...] | None]
 
 
-@pytest.mark.parametrize("module", [architecture, architecture_config, architecture_names, families, model_config])
+@pytest.mark.parametrize(
+    "module", [architecture, architecture_config, architecture_heads, architecture_names, families, model_config]
+)
 def test_the_examples_in_the_docstrings_hold(module: ModuleType) -> None:
     assert doctest.testmod(module).failed == 0
 
@@ -459,10 +462,15 @@ def test_a_size_of_heads_comes_from_what_has_it_and_partial_rotations_do_not() -
     assert describe(blocks(1, parts)).value("head_dim") is None
     rotary = describe(blocks(1, parts | {"self_attn.rotary_emb.inv_freq": (16,)}))
     assert known(rotary, ("head_dim", "q_heads", "kv_heads")) == {"head_dim": 32, "q_heads": 8, "kv_heads": 4}
-    normed = describe(blocks(1, parts | {"self_attn.q_norm.weight": (64,)}))
+    both = {"self_attn.q_norm.weight": (64,), "self_attn.k_norm.weight": (64,)}
+    normed = describe(blocks(1, parts | both))
     assert known(normed, ("family", "head_dim", "q_heads")) == {"family": "qwen3", "head_dim": 64, "q_heads": 4}
-    whole = describe(blocks(1, parts | {"self_attn.q_norm.weight": (256,)}))
-    assert whole.value("head_dim") is None
+    for lengths in ((256, 128), (256, 256), (64, 32), (64, None)):
+        sides = zip(both, lengths, strict=True)
+        whole = describe(blocks(1, parts | {name: (length,) for name, length in sides if length}))
+        assert whole.value("head_dim") is None
+    half = describe(blocks(1, parts | {"self_attn.rotary_emb.inv_freq": (16,)}), {"partial_rotary_factor": 0.5})
+    assert half.value("head_dim") is None
     neox = {"attention.query_key_value.weight": (192, 64), "attention.dense.weight": (64, 64)}
     partial = describe(blocks(1, neox | {"attention.rotary_emb.inv_freq": (4,)}, "gpt_neox.layers"))
     assert known(partial, ("family", "q_dim", "kv_dim", "head_dim")) == {
@@ -664,7 +672,7 @@ def test_what_could_not_be_read_is_neither_removed_nor_missing_from_the_depth() 
     assert {row["value"] for row in record.result["fields"] if row["field"] == "depth"} == {2}
 
 
-def test_a_configuration_that_contradicts_the_tensors_is_low() -> None:
+def test_a_configuration_that_contradicts_the_tensors_is_named() -> None:
     right = {"num_hidden_layers": 2, "hidden_size": 8, "model_type": "mistral"}
     record = record_of(LLAMA, LLAMA, configs=[right, right])
     assert record.findings == ()
@@ -672,15 +680,78 @@ def test_a_configuration_that_contradicts_the_tensors_is_low() -> None:
     assert (family["value"], family["source"]) == ("mistral", "config")
     for key, value in (("num_hidden_layers", 3), ("hidden_size", 9)):
         record = record_of(LLAMA, LLAMA, configs=[right, right | {key: value}])
-        assert [one[:2] for one in told(record)] == [("config-mismatch", "low")]
+        assert [one[:2] for one in told(record)] == [("config-mismatch", "high")]
         assert record.findings[0].candidate == "m1"
         assert record.result["contradictions"][0]["config"] == value
+
+
+def wrong(shapes: Shapes, config: dict[str, Any]) -> list[tuple[str, Any, str]]:
+    found = contradictions(describe(shapes, config), config)
+    return [(row["field"], row["value"], row["severity"]) for row in found]
+
+
+OLMO = LLAMA | blocks(2, {"self_attn.q_norm.weight": (16,), "self_attn.k_norm.weight": (4,)})  # over all heads
+
+
+@pytest.mark.parametrize(
+    ("config", "rows", "heads"),
+    [
+        ({"num_attention_heads": 8, "num_key_value_heads": 2}, [], (8, 2, 2)),
+        ({"num_attention_heads": 4}, [], (4, 1, 4)),
+        ({"num_attention_heads": 5}, [("q_heads", None, "high")], (None, None, None)),
+        ({"num_attention_heads": 5, "num_key_value_heads": 2}, [("q_heads", 8, "high")], (8, 2, 2)),
+        ({"num_attention_heads": 8, "num_key_value_heads": 3}, [("kv_heads", 2, "high")], (8, 2, 2)),
+        (
+            {"num_attention_heads": 4, "num_key_value_heads": 2},
+            [("q_heads", None, "high"), ("kv_heads", None, "high")],
+            (None, None, None),
+        ),
+        ({"num_attention_heads": 2}, [("q_heads", None, "high")], (None, None, None)),
+        ({"head_dim": 3, "num_attention_heads": 8}, [("head_dim", 2, "low")], (8, 2, 2)),
+        ({"head_dim": 4, "num_attention_heads": 8}, [("head_dim", 2, "low")], (8, 2, 2)),
+        ({"num_attention_heads": 8, "num_key_value_heads": 3, "v_head_dim": 9}, [], (8, 2, 2)),
+        ({"num_attention_heads": 4, "num_key_value_heads": 9, "multi_query": True}, [], (4, 1, 4)),
+    ],
+)
+def test_heads_that_the_widths_rule_out_are_named_and_not_believed(
+    config: dict[str, Any], rows: list[Any], heads: tuple[int | None, ...]
+) -> None:
+    found = describe(OLMO, config)
+    assert wrong(OLMO, config) == rows
+    assert tuple(known(found, ("q_heads", "kv_heads", "head_dim")).values()) == heads
+    sources = [found.facts[key].source for key in ("q_heads", "kv_heads", "head_dim")]
+    assert sources == [None if value is None else "config" for value in heads]
+
+
+def test_norms_of_single_heads_prove_a_number_of_heads_wrong() -> None:
+    shapes = LLAMA | blocks(2, {"self_attn.q_norm.weight": (2,), "self_attn.k_norm.weight": (2,)})
+    lie = {"num_attention_heads": 4, "num_key_value_heads": 1}
+    assert wrong(shapes, lie) == [("q_heads", 8, "high"), ("kv_heads", 2, "high")]
+    assert {describe(shapes, lie).facts[key].source for key in ("q_heads", "kv_heads", "head_dim")} == {"shape"}
+
+
+@pytest.mark.parametrize(("size", "known_as"), [(101, 1), (100, 0), (99, 0), (50, 0), (49, 1)])
+def test_a_vocabulary_larger_than_its_table_or_less_than_half_of_it_is_named(size: int, known_as: int) -> None:
+    assert wrong(LLAMA, {"vocab_size": size}) == [("vocab", 100, "low")] * known_as
+
+
+def test_a_contradiction_is_low_where_the_configuration_may_be_about_something_else() -> None:
+    beside = blocks(2, {"mlp.down_proj.weight": (8, 24)}, "other.layers")
+    assert wrong(LLAMA | beside, {"num_hidden_layers": 3}) == [("depth", 2, "low")]
+    assert wrong(VIT, {"hidden_size": 96}) == [("hidden", 48, "low")]
+    assert wrong(LLAMA, {"num_hidden_layers": 3, "num_hidden_groups": 1}) == []
+    narrowed = LLAMA | blocks(2, {"self_attn.o_proj.weight_scale_2": ()})
+    assert wrong(narrowed, {"num_attention_heads": 5}) == []
+    normed = blocks(2, {"self_attn.q_norm.weight": (2,), "self_attn.k_norm.weight": (2,)})
+    assert wrong(narrowed | normed, {"num_attention_heads": 16, "num_key_value_heads": 2}) == []
+    assert wrong(LLAMA, {"text_config": {"num_attention_heads": 5, "v_head_dim": 2}}) == []
 
 
 def test_the_depth_of_either_stack_of_two_is_no_contradiction() -> None:
     config = {"num_layers": 7, "d_model": 32}
     assert record_of(T5, T5, configs=[config, config]).findings == ()
-    assert contradictions(describe(T5), {"d_model": 33}) == [{"field": "hidden", "value": 32, "config": 33}]
+    (row,) = contradictions(describe(T5), {"d_model": 33, "num_heads": 7})
+    assert (row["field"], row["value"], row["config"], row["severity"]) == ("hidden", 32, 33, "high")
 
 
 # config.json

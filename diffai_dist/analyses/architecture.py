@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diffai_dist.analyses.architecture_config import config_facts
-from diffai_dist.analyses.architecture_facts import NOTHING, Fact, Origin
+from diffai_dist.analyses.architecture_config import config_facts, whole
+from diffai_dist.analyses.architecture_facts import NOTHING, Fact
+from diffai_dist.analyses.architecture_heads import Attention, untrue
 from diffai_dist.analyses.architecture_names import (
     Group,
     Named,
     Shapes,
     groups_of,
+    is_narrowed,
     lora_ranks,
     named,
     stored_elements,
@@ -28,9 +30,16 @@ _TOKENS = re.compile(r"word_embeddings?|embed_tokens|wte|tok_embeddings|token_em
 _NO_TOKENS = re.compile(r"pos|type|patch|class|cls|query|rel_|time|norm|layernorm")
 _CLASSIFIERS = re.compile(r"(?:^|[./])(?:score|classifier|out_proj|qa_outputs|v(?:alue)?_head)(?:[./]|$)")
 
+_ROTATION = re.compile(r"(?:^|[./])rotary_emb\.inv_freq$")  # of all blocks
 _NESTED = re.compile(r"[./]")
 _MOST_STACKS = 32  # published models have up to a dozen
 _MOST_OUTSIDE = 1000  # names outside of blocks that are looked at for marks of a family
+
+_COMPARED = ("depth", "hidden", "q_heads", "kv_heads", "head_dim", "experts", "vocab")
+_SERIOUS = ("depth", "hidden", "q_heads", "kv_heads")
+_OF_HEADS = ("q_heads", "kv_heads", "head_dim")
+_VARIED = ("vision", "diffusion", "convolution", "adapter")  # kinds whose blocks may differ in width
+_PADDED = 2  # times the vocabulary, beyond which rows are no padding; judgement
 
 _SPEAKING = ("decoder", "encoder-decoder", "hybrid", "state-space")  # kinds that give logits of tokens
 
@@ -51,6 +60,7 @@ class Architecture:
 
     facts: Mapping[str, Fact]
     stacks: tuple[Stack, ...]
+    narrowed: bool = False  # columns of weights hold several elements each
 
     def value(self, fact: str) -> Any:
         """What is known of it; None for nothing."""
@@ -59,7 +69,7 @@ class Architecture:
 
 def describe(shapes: Shapes, config: Mapping[str, Any] | None = None) -> Architecture:
     """Family, depth, widths, heads, experts and vocabulary from names, from shapes where they are known, and from the
-    configuration where neither tells.
+    configuration where neither tells nor contradicts it.
 
     >>> described = describe({"h.0.attn.c_attn.weight": (8, 24), "h.0.mlp.c_fc.weight": (8, 32), "wte.weight": (99, 8)})
     >>> [described.value(fact) for fact in ("family", "depth", "hidden", "ffn", "vocab")]
@@ -67,34 +77,75 @@ def describe(shapes: Shapes, config: Mapping[str, Any] | None = None) -> Archite
     """
     names = named(shapes)
     groups = groups_of(names)
-    stacks = _stacks(groups)
+    stacks = _stacks(groups, config or {})
     main = _main(stacks)
     family = main.family if main else family_of(one.pattern for one in groups)
     facts = {**_layout(family, groups, lora_ranks(names)), **(main.facts if main else {})}
     facts |= _tokens(groups, family, facts)
     told = config_facts(config or {})
-    for key in told:
+    wrong = untrue(_attention(facts), told)
+    for key in (key for key in told if key not in wrong):
         if facts.get(key, NOTHING).value is None or key == "family":
             facts[key] = told[key]
-    facts |= _heads_of_config(facts)
     facts |= _parameters(names, groups, facts)
-    return Architecture(facts, tuple(stacks))
+    return Architecture(facts, tuple(stacks), is_narrowed(names))
 
 
 def contradictions(architecture: Architecture, config: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Where the configuration says something else than names and shapes do, among what both must agree on."""
     told = config_facts(config or {})
-    found = []
-    two_stacks = architecture.value("kind") == "encoder-decoder"  # config.json tells the depth of either
-    for key in ("hidden", "experts") if two_stacks else ("depth", "hidden", "experts"):
-        own, other = architecture.facts.get(key, NOTHING), told.get(key, NOTHING)
-        if own.source in ("shape", "name") and None not in (own.value, other.value) and own.value != other.value:
-            found.append({"field": key, "value": own.value, "config": other.value})
-    return found
+    notes = _unequal(architecture, told) | _vocabulary(architecture, told)
+    notes |= untrue(_attention(architecture.facts), told)
+    if architecture.narrowed or _is_double(architecture) or "v_head_dim" in whole(config or {}):
+        notes = {key: note for key, note in notes.items() if key not in _OF_HEADS}  # widths are not of equal heads
+    if "num_hidden_groups" in (config or {}):
+        notes.pop("depth", None)  # ALBERT runs one block many times
+    serious = _SERIOUS if _is_uniform(architecture) else ()
+    return [
+        {
+            "field": key,
+            "value": architecture.value(key),
+            "config": told[key].value,
+            "severity": "high" if key in serious else "low",
+            "note": notes[key],
+        }
+        for key in sorted(notes, key=_COMPARED.index)
+    ]
 
 
-def _stacks(groups: Sequence[Group]) -> list[Stack]:
-    """Numbered blocks that have parts of their own: what is numbered otherwise are the layers of a small network."""
+def _unequal(architecture: Architecture, told: Mapping[str, Fact]) -> dict[str, str | None]:
+    """What tensors and configuration count alike; config.json tells the depth and the heads of either of two stacks."""
+    keys = ("hidden", "experts") if _is_double(architecture) else _COMPARED[:-1]
+    sure = {key: architecture.facts.get(key, NOTHING) for key in keys if key in told}
+    return {
+        key: None
+        for key, own in sure.items()
+        if own.source in ("shape", "name") and own.value not in (None, told[key].value)
+    }
+
+
+def _vocabulary(architecture: Architecture, told: Mapping[str, Fact]) -> dict[str, str]:
+    """A table may be padded, and never be shorter than the vocabulary."""
+    rows, size = architecture.facts.get("vocab", NOTHING), told.get("vocab", NOTHING).value
+    if rows.source != "shape" or not size or size <= rows.value <= _PADDED * size:
+        return {}
+    return {"vocab": "the table is too short" if rows.value < size else "more than padding"}
+
+
+def _is_double(architecture: Architecture) -> bool:
+    return bool(architecture.value("kind") == "encoder-decoder")
+
+
+def _is_uniform(architecture: Architecture) -> bool:
+    """Whether there is one stack beside towers, of blocks that are all alike: what a configuration is surely about."""
+    stacks = [one for one in architecture.stacks if not _TOWER.search(one.path.lower())]
+    alike = len(stacks) == 1 or _is_double(architecture)
+    return alike and architecture.value("kind") not in _VARIED
+
+
+def _stacks(groups: Sequence[Group], config: Mapping[str, Any]) -> list[Stack]:
+    """Numbered blocks that have parts of their own: what is numbered otherwise are the layers of a small network. The
+    configuration is about the main one."""
     inside: dict[str, list[Group]] = {}
     for one in groups:
         if one.stack is not None:
@@ -102,10 +153,18 @@ def _stacks(groups: Sequence[Group]) -> list[Stack]:
     nested = {path for path, own in inside.items() if any(_NESTED.search(one.part) for one in own)}
     largest = sorted(nested or inside, key=lambda path: -_tensors(inside[path]))[:_MOST_STACKS]
     outside = [one.pattern for one in groups if one.stack is None][:_MOST_OUTSIDE]
+    kept = [path for path in inside if path in set(largest)]
+    main = max(kept, key=lambda path: _rank(path, _tensors(inside[path])), default=None)
+    turning = [
+        one
+        for one in groups
+        if one.stack is None and _ROTATION.search(one.pattern) and not _TOWER.search(one.pattern.lower())
+    ]
     found = []
-    for path in (path for path in inside if path in set(largest)):
+    for path in kept:
         family = family_of([*(one.pattern for one in inside[path]), *outside])
-        found.append(Stack(path, _tensors(inside[path]), family, stack_facts(inside[path], family)))
+        own, told = ([*inside[path], *turning], config) if path == main else (inside[path], {})
+        found.append(Stack(path, _tensors(inside[path]), family, stack_facts(own, family, told)))
     return found
 
 
@@ -115,7 +174,11 @@ def _tensors(groups: Iterable[Group]) -> int:
 
 def _main(stacks: Sequence[Stack]) -> Stack | None:
     """That of the language model, or the one with the most tensors."""
-    return max(stacks, key=lambda one: (not _TOWER.search(one.path.lower()), one.tensors), default=None)
+    return max(stacks, key=lambda one: _rank(one.path, one.tensors), default=None)
+
+
+def _rank(path: str, tensors: int) -> tuple[bool, int]:
+    return not _TOWER.search(path.lower()), tensors
 
 
 def _layout(family: Family | None, groups: Sequence[Group], ranks: set[int] | None) -> dict[str, Fact]:
@@ -172,19 +235,8 @@ def _tied(groups: Sequence[Group]) -> Fact:
     return Fact(False, "name", "a head is stored beside the embedding")
 
 
-def _heads_of_config(facts: Mapping[str, Fact]) -> dict[str, Fact]:
-    """The size of a head where the number of heads is known from the configuration, or the other way round."""
-    q_dim, q_heads, size = (facts.get(key, NOTHING).value for key in ("q_dim", "q_heads", "head_dim"))
-    if size is None and q_dim and q_heads and q_dim % q_heads == 0:
-        size = q_dim // q_heads
-    if not size:
-        return {}
-    source: Origin = "shape" if facts.get("head_dim", NOTHING).source == "shape" else "config"
-    found = {"head_dim": Fact(size, source)}
-    for heads, width in (("q_heads", q_dim), ("kv_heads", facts.get("kv_dim", NOTHING).value)):
-        if width and width % size == 0:
-            found[heads] = Fact(width // size, source)
-    return found
+def _attention(facts: Mapping[str, Fact]) -> Attention:
+    return Attention(*(facts.get(key, NOTHING).value for key in ("q_dim", "kv_dim")))
 
 
 def _parameters(names: Named, groups: Iterable[Group], facts: Mapping[str, Fact]) -> dict[str, Fact]:

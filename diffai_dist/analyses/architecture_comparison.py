@@ -69,8 +69,10 @@ class ArchitectureComparison:
         "fields": "of each architecture (`member` is the first of `members` members): field, value, source, note. "
         "depth: 1 + largest block number. hidden: rows of the matrices that write the residual stream. ffn: columns of "
         "the second matrix of the feed-forward part. q_dim: columns of the output projection; kv_dim: rows of k_proj, "
-        "or (rows - q_dim) / 2 of a fused one. head_dim: length of q_norm or k_norm, 2 × that of inv_freq, config, "
-        "else candidates. experts: 1 + largest number of an expert, or the first dimension of stacked ones. kv_latent, "
+        "or (rows - q_dim) / 2 of a fused one. head_dim: length of q_norm and k_norm, where they are "
+        "alike and not over all heads; what config.json gives and the widths allow; 2 × that of inv_freq, where it "
+        "turns whole heads; else candidates. q_heads, kv_heads: q_dim, kv_dim / head_dim. experts: 1 + largest number "
+        "of an expert, or the first dimension of stacked ones. kv_latent, "
         "kv_rank, q_rank: rows of the low-rank projections of MLA. lora_rank: rows of lora_A. params_total: elements "
         "as often as they are stored, without buffers and what decodes others; params_active: total - routed × "
         "(experts - experts_per_token) / experts. tied: no head is stored",
@@ -82,19 +84,23 @@ class ArchitectureComparison:
         "removed": f"tensors of the baseline alone, the first {_ROWS}",
         "renamed": f"tensors whose names differ, the first {_ROWS}",
         "reshaped": f"tensors of other shapes, the first {_ROWS}",
-        "contradictions": "where config.json gives another depth, width or number of experts than the tensors",
+        "contradictions": "where config.json and the tensors cannot both be right: field, value of the tensors, "
+        "config, severity, note. q_heads, kv_heads, head_dim: q_dim or kv_dim is no multiple, or their ratio is "
+        "another; vocab: the table has fewer rows, or more than twice as many",
     }
     rules: ClassVar[Mapping[str, str]] = {
         "shape-changed": "a matched tensor has another shape: high; beyond `listed` tensors one finding counts them",
         "depth-changed": "neighbours have different numbers of blocks: high",
         "experts-changed": "neighbours have different numbers of experts: high",
         "token-resize": "more rows in the vocabulary's tensors and no other difference: info",
-        "config-mismatch": "config.json and the tensors give different depths, widths or numbers of experts: low",
+        "config-mismatch": "config.json contradicts the tensors: high for depth, hidden and heads of a model of one "
+        "stack of like blocks; low for experts, head_dim and vocabulary, and for other models",
     }
     sources: ClassVar[tuple[str, ...]] = (
         "format: shapes and names of the headers",
         "judgement: severities; that a changed depth or number of experts is as severe as a changed shape",
         "judgement: candidates of head_dim, the sizes of published models",
+        "judgement: a table of more than twice the vocabulary is not only padded",
     )
 
     listed: int = threshold(20, "findings about single tensors between two neighbours; beyond, one counts them")
@@ -123,9 +129,11 @@ class ArchitectureComparison:
             yield from self._of_step(series, of, step)
         for one in kinds:
             for row in _contradictions(series, one)[: self.listed]:
-                source = f"config.json: {row['field']}"
+                source = f"config.json: {row['field']}" + (f", {row['note']}" if row["note"] else "")
                 name = series.names[one.members[0]]
-                yield Finding("config-mismatch", "low", None, row["value"], row["config"], source, candidate=name)
+                yield Finding(
+                    "config-mismatch", row["severity"], None, row["value"], row["config"], source, candidate=name
+                )
 
     def _of_step(self, series: Series, of: Mapping[int, Built], step: Step) -> Iterator[Finding]:
         sides = series.names[step.before], series.names[step.after]

@@ -26,6 +26,7 @@ _BUFFER = re.compile(
 _LORA = re.compile(r"[./]lora_(?:(?P<first>A|down|embedding_A)|(?:B|up|embedding_B))(?:[./][^./]+)??(?:[./]weight)?$")
 FREQUENCIES = "inv_freq"  # of rotary embeddings: a buffer that tells the size of a head
 _NF4 = ".quant_state.bitsandbytes__"
+_NARROWED = re.compile(r"\.weight_(?:packed|scale_2|shape|global_scale)$")  # beside or in place of packed integers
 _EXPERT_NUMBER = re.compile(r"experts?[./]$")
 
 Tensors = Sequence[tuple[str, tuple[int, ...], Shape | None]]  # name, the numbers in it, shape
@@ -136,6 +137,11 @@ def _product(first: Shape | None, last: Shape | None) -> Shape | None:
 def is_buffer(name: str, shape: Shape | None) -> bool:
     """Whether a tensor is no parameter: masks, positions, running statistics; GPT-2's `attn.bias` is a mask."""
     return bool(_BUFFER.search(name)) or (name.endswith("attn.bias") and shape is not None and len(shape) == 4)
+
+
+def is_narrowed(names: Named) -> bool:
+    """Whether weights are stored with several elements in each column, which shapes then do not count."""
+    return any(map(_NARROWED.search, names))
 
 
 def lora_ranks(names: Named) -> set[int] | None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from diffai_dist.analyses.architecture_facts import NOTHING, Fact
+from diffai_dist.analyses.architecture_config import config_facts
+from diffai_dist.analyses.architecture_facts import NOTHING, Fact, Origin
+from diffai_dist.analyses.architecture_heads import Attention, head_size, rotates_whole
 from diffai_dist.analyses.architecture_names import FREQUENCIES, Group
-from diffai_dist.analyses.families import PARTIAL_ROTARY, Family
+from diffai_dist.analyses.families import Family
 from diffai_dist.analyses.roles import role
 
 HEAD_DIMS = (64, 80, 96, 128, 192, 256)  # of published models: candidates where nothing tells
@@ -17,16 +20,17 @@ HEAD_DIMS = (64, 80, 96, 128, 192, 256)  # of published models: candidates where
 _OTHER_ATTENTION = re.compile(r"linear_attn|mamba|mixer|encoder_attn|encdecattention|crossattention|attn2|lora_")
 _LOW_RANK = re.compile(r"(?:_a_proj|wq_a|wkv_a|_with_mqa)(?:[./]|$)")
 _HEAD_NORM = re.compile(r"(?:^|[./_])[qk]_?(?:layer)?norm|kv_a|q_a|linear_attn|mamba|mixer")
+_OF_ONE_HEAD = re.compile(r"(?P<side>[qk])_?(?:layer)?norm$")
 _BATCH_NORM = re.compile(r"(?:^|[./])bn[0-9]*(?:[./]|$)|batch_?norm")
 _NEXT_TOKENS = re.compile(r"(?:^|[./])(?:eh_proj|enorm|hnorm)(?:[./]|$)")  # blocks that predict further tokens
 
 
-def stack_facts(groups: Sequence[Group], family: Family | None) -> dict[str, Fact]:
-    """Everything that can be said of these blocks; None where shapes are not known."""
+def stack_facts(groups: Sequence[Group], family: Family | None, config: Mapping[str, Any]) -> dict[str, Fact]:
+    """Everything that can be said of these blocks; None where shapes are not known. `config` cuts heads alone."""
     transposed = _is_transposed(groups)
     hidden = _hidden(groups, transposed)
     facts = {"depth": _depth(groups), "hidden": hidden, "ffn": _ffn(groups, hidden, transposed)}
-    facts |= _attention(groups, family, hidden, transposed)
+    facts |= _attention(groups, family, config, hidden, transposed)
     facts |= _experts(groups, hidden)
     facts["norm_kind"] = _norm_kind(groups)
     return facts
@@ -101,7 +105,9 @@ def _self_attention(groups: Iterable[Group]) -> list[Group]:
     return own or groups
 
 
-def _attention(groups: Sequence[Group], family: Family | None, hidden: Fact, transposed: bool) -> dict[str, Fact]:
+def _attention(
+    groups: Sequence[Group], family: Family | None, config: Mapping[str, Any], hidden: Fact, transposed: bool
+) -> dict[str, Fact]:
     own = _self_attention(groups)
     if mla := _latent(own):
         return mla
@@ -114,7 +120,8 @@ def _attention(groups: Sequence[Group], family: Family | None, hidden: Fact, tra
     }
     if q_dim and kv_dim:
         found["gqa_ratio"] = Fact(q_dim // kv_dim if q_dim % kv_dim == 0 else q_dim / kv_dim, "shape")
-    return found | _heads(own, family, q_dim, kv_dim)
+    turned = _turned(own) if rotates_whole(family.name if family else None, config) else None
+    return found | _heads(Attention(q_dim, kv_dim, _normed(own), turned), config)
 
 
 def _widths(groups: Sequence[Group], hidden: Fact, transposed: bool) -> tuple[int | None, int | None]:
@@ -133,41 +140,38 @@ def _widths(groups: Sequence[Group], hidden: Fact, transposed: bool) -> tuple[in
     return q_dim, (rows - q_dim) // 2
 
 
-def _heads(groups: Sequence[Group], family: Family | None, q_dim: int | None, kv_dim: int | None) -> dict[str, Fact]:
-    widths = [width for width in (q_dim, kv_dim) if width]
-    size = _head_dim(groups, family, widths)
-    if size is None:
-        fitting = [one for one in HEAD_DIMS if widths and all(width % one == 0 for width in widths)]
+def _heads(own: Attention, config: Mapping[str, Any]) -> dict[str, Fact]:
+    found = head_size(own, config_facts(config))
+    if found is None:
+        fitting = [one for one in HEAD_DIMS if own.fits(one)]
         assumed = {"head_dim_candidates": Fact(fitting, "assumed")} if fitting else {}
         return {"head_dim": NOTHING, "q_heads": NOTHING, "kv_heads": NOTHING, **assumed}
+    size, basis = found
+    source: Origin = "config" if basis == "config" else "shape"
     return {
-        "head_dim": Fact(size, "shape"),
-        "q_heads": Fact(q_dim // size, "shape") if q_dim else NOTHING,
-        "kv_heads": Fact(kv_dim // size, "shape") if kv_dim else NOTHING,
+        "head_dim": Fact(size, source),
+        "q_heads": Fact(own.q_dim // size, source) if own.q_dim else NOTHING,
+        "kv_heads": Fact(own.kv_dim // size, source) if own.kv_dim else NOTHING,
     }
 
 
-def _head_dim(groups: Sequence[Group], family: Family | None, widths: Sequence[int]) -> int | None:
-    """The first size that goes into all widths."""
+def _normed(groups: Sequence[Group]) -> int | None:
+    """Length of the norms of queries and keys, which is the same where they are of single heads; or the second side of
+    relative positions, [places, head]."""
+    lengths: dict[str, int] = {}
     for one in groups:
-        size = _told_size(one, family)
-        if size and widths and size < max(widths) and all(width % size == 0 for width in widths):
-            return size
-    return None
+        last = one.part.removesuffix(".weight")
+        if one.shape and len(one.shape) == 2 and last.endswith("rel_pos_h"):
+            return one.shape[1]
+        if one.shape and len(one.shape) == 1 and (norm := _OF_ONE_HEAD.search(last)):
+            lengths.setdefault(norm["side"], one.shape[0])
+    return lengths["q"] if lengths.keys() == {"q", "k"} and lengths["q"] == lengths["k"] else None
 
 
-def _told_size(group: Group, family: Family | None) -> int | None:
-    """From norms of single heads, rotary frequencies (two elements each), or relative positions [places, head]."""
-    shape, last = group.shape, group.part.removesuffix(".weight")
-    if shape is None:
-        return None
-    if len(shape) == 2:
-        return shape[1] if last.endswith("rel_pos_h") else None
-    if len(shape) != 1:
-        return None
-    if last.endswith(FREQUENCIES):
-        return None if family is None or family.name in PARTIAL_ROTARY else 2 * shape[0]
-    return shape[0] if re.search(r"[qk]_?(?:layer)?norm$", last) else None
+def _turned(groups: Sequence[Group]) -> int | None:
+    """A frequency of rotary embeddings turns two elements."""
+    found = (one.shape for one in groups if one.part.endswith(FREQUENCIES) and one.shape and len(one.shape) == 1)
+    return next((2 * shape[0] for shape in found), None)
 
 
 def _latent(groups: Sequence[Group]) -> dict[str, Fact] | None:

@@ -22,9 +22,9 @@ class AttentionAnalysis:
     """Head by head how far queries, keys, values and outputs moved, and the share of the layer's norm that a head has.
 
     Rows of q, k and v belong to heads of equal size, columns of o likewise; heads of k and v serve groups of those of
-    q. The size of a head comes from the length of q_norm or k_norm, twice that of inv_freq, or config.json; else it is
-    assumed, and `source` says so. Fused and latent projections are left out, and counted. Shares of norms are a proxy:
-    which head matters, and what it attends to, needs data.
+    q. The size of a head is that of --architecture-comparison, from q_norm and k_norm, config.json or inv_freq; else it
+    is assumed, and `source` says so. Fused and latent projections are left out, and counted. Shares of norms are a
+    proxy: which head matters, and what it attends to, needs data.
     """
 
     name: ClassVar[str] = "attention_analysis"

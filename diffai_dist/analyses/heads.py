@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from diffai_dist.analyses.architecture import describe
+from diffai_dist.analyses.architecture_comparison import shapes_of
+from diffai_dist.analyses.architecture_config import config_facts
+from diffai_dist.analyses.architecture_heads import Attention, head_size, rotates_whole
 from diffai_dist.analyses.lines import Lines, row_lines
 from diffai_dist.analyses.roles import block, role
 from diffai_dist.checkpoint import Tensor
@@ -27,7 +31,7 @@ class Layer:
     path: str
     parts: Mapping[str, int]
     size: int
-    source: str  # of the size: q_norm, k_norm, inv_freq, config or assumed
+    source: str  # of the size: qk_norm, config, inv_freq or assumed
     heads: int
     groups: int  # heads of k and v
 
@@ -90,22 +94,34 @@ class Heads:
         if self._shape(parts["v"])[0] != narrow or self._shape(parts["o"])[1] != wide or wide % narrow:
             self.unknown.append(path)
             return None
-        for size, source in self._sizes(path):
-            if size > 0 and not wide % size and not narrow % size and size < wide:
-                return Layer(path, parts, size, source, wide // size, narrow // size)
-        self.unknown.append(path)
-        return None
+        norms = [one.elements for part in "qk" if (one := self._named.get(f"{path}.{part}_norm.weight"))]
+        own = Attention(
+            wide, narrow, norms[0] if len(norms) == 2 and norms[0] == norms[1] else None, self._turned(path)
+        )
+        assumed = next(((size, "assumed") for size in ASSUMED if own.fits(size) and size < wide), None)
+        found = head_size(own, config_facts(self._config)) or assumed
+        if found is None:
+            self.unknown.append(path)
+            return None
+        size, source = found
+        return Layer(path, parts, size, source, wide // size, narrow // size)
 
-    def _sizes(self, path: str) -> Iterator[tuple[int, str]]:
-        """Sizes of a head, the most trustworthy source first."""
-        for part in ("q_norm", "k_norm"):
-            if one := self._named.get(f"{path}.{part}.weight"):
-                yield one.elements, part
+    def _turned(self, path: str) -> int | None:
+        """What the rotary embedding of the layer, or that of all layers, turns."""
         angles = [self._named.get(f"{path}.rotary_emb.inv_freq"), *self._angles]
-        yield from ((2 * one.elements, "inv_freq") for one in angles[:2] if one)
-        for member in self.members:
-            yield from _configured(self.measured.comparison.members[member].config or {})
-        yield from ((size, "assumed") for size in ASSUMED)
+        sizes = [2 * one.elements for one in angles if one]
+        return sizes[0] if sizes and self._whole else None
+
+    @cached_property
+    def _config(self) -> Mapping[str, Any]:
+        """That of the candidate, or of the baseline where it has none."""
+        configs = (self.measured.comparison.members[member].config for member in reversed(self.members))
+        return next((config for config in configs if config), {})
+
+    @cached_property
+    def _whole(self) -> bool:
+        layout = describe(shapes_of(self.measured.comparison.members[self.members[1]])).value("layout")
+        return rotates_whole(layout, self._config)
 
     @cached_property
     def _named(self) -> Mapping[str, Tensor]:
@@ -139,13 +155,3 @@ def place(name: str) -> str | None:
     parts = name[len(path) :].split(".")
     inside = next((i for i, part in enumerate(parts) if _PLACE.search(part.lower())), None)
     return None if inside is None or not path[-1:].isdigit() else path + ".".join(parts[: inside + 1])
-
-
-def _configured(config: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
-    text = config.get("text_config")
-    for part in (text if isinstance(text, Mapping) else {}, config):
-        size, width, heads = (part.get(key) for key in ("head_dim", "hidden_size", "num_attention_heads"))
-        if isinstance(size, int):
-            yield size, "config"
-        elif isinstance(width, int) and isinstance(heads, int) and heads > 0:
-            yield width // heads, "config"
