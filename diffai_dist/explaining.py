@@ -24,7 +24,7 @@ KINDS = {
     "N": "a series of checkpoints in their order; two are one, too",
 }
 
-# CPU time of measuring two BF16 files of 1 GB with the partial, over that without: AMD EPYC (Zen 4), one thread, medians
+# CPU time of measuring two BF16 files of 1 GB with the partial, over that without: AMD EPYC (Zen 4), one thread, median
 # of three. Decoding is shared: all but the last together cost 2.3. Codes are bins of tensors of 8 bits, none of these.
 FACTORS: Mapping[str, float] = {
     "gram": 1.3,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from hypothesis import settings
 
 import models
 from diffai_dist.storage import s3_connection
@@ -28,6 +29,9 @@ from servers.s3server import S3Server
 from servers.swift import serve_swift, why_not
 
 _numbers = itertools.count()
+
+settings.register_profile("project", deadline=None)  # a busy machine is no fault of what is tested
+settings.load_profile("project")
 Target = TypeVar("Target", S3Server, FaultProxy)
 
 

@@ -301,7 +301,7 @@ def test_the_demo_shows_what_it_planted(tmp_path: Path) -> None:
     second = done.stdout.split("\n2. ")[1].split("\n3. ")[0]
     assert "~ fc1" not in second
     assert "~ fc2.weight" in second
-    assert len(list((tmp_path / "demo").glob("*.safetensors"))) == 4
+    assert len(list((tmp_path / "demo").glob("*.safetensors"))) == 7  # four steps, a cast and two quantised versions
 
 
 def test_completion_prints_a_script_for_both_programs() -> None:

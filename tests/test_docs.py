@@ -30,9 +30,10 @@ BLOCKS = re.compile(r"^```console\n\$ (.*?)\n(.*?)^```$", re.MULTILINE | re.DOTA
 
 
 def output(command: str, folder: Path) -> str:
-    """What a shell prints of `PROGRAM ... [| head -N] [| grep TEXT] [; echo $?]`, with pipefail."""
+    """What a shell prints of `PROGRAM ... [| head -N] [| grep TEXT]`, or of `PROGRAM ...; echo $?`."""
     command, _, code = command.partition("; echo $")
     command, *pipes = command.split(" | ")
+    assert not (code and pipes), "a shell would print the last command's"
     program, *arguments = shlex.split(command)
     entry = {"diffai-dist": "main", "diffai": "diffai"}[program]
     script = f"from diffai_dist.__main__ import {entry} as go; go()"

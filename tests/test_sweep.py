@@ -261,7 +261,7 @@ def test_coverage_is_that_of_all_pairs(tmp_path: Path) -> None:
 def test_a_config_that_an_analysis_reads_is_part_of_the_run(tmp_path: Path) -> None:
     for step in ("a", "b"):
         models.write_sharded(tmp_path / step, models.model(), 2)
-    asked = {"checkpoints": [str(tmp_path / "a"), str(tmp_path / "b")], "include": "model.norm.weight"}
+    asked = {"checkpoints": [str(tmp_path / "a"), str(tmp_path / "b")], "select": {"include": ["model.norm.weight"]}}
     ids = []
     for hidden in (256, 256, 128):
         (tmp_path / "b/config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": hidden}))
