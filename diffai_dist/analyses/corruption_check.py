@@ -6,26 +6,17 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffai_dist.analyses.base import Kind, finding, threshold
 from diffai_dist.analyses.bounding import MOST, bounded
 from diffai_dist.analyses.expected import is_mask
-from diffai_dist.analyses.signatures import (
-    Sides,
-    Signature,
-    flip,
-    giant,
-    giant_limit,
-    looked_at,
-    ratio_of,
-    regions,
-    sides_of,
-    zero_runs,
-)
 from diffai_dist.analyses.staleness_check import is_state
 from diffai_dist.records import AnalysisRecord, Finding, Measurements, Severity, TensorRecord
 from diffai_dist.storage import redact
+
+if TYPE_CHECKING:
+    from diffai_dist.analyses.signatures import Sides, Signature
 
 NO_CONTENT, NO_BITS, NO_ROWS = "content was not measured", "bits were not measured", "rows were not measured"
 _OPTIONS = {
@@ -107,6 +98,8 @@ class CorruptionCheck:
 
     def __call__(self, measured: Measurements, pair_index: int, records: Sequence[TensorRecord]) -> AnalysisRecord:
         """A row and a finding for each signature, in the order of the tensors."""
+        from diffai_dist.analyses.signatures import ratio_of, sides_of  # brings NumPy, which --help does not need
+
         compared = {record.name for record in records if record.change is not None}
         found: list[tuple[Sides, Signature]] = []
         tensors = elements = not_float = equal = without_rows = 0
@@ -138,6 +131,8 @@ class CorruptionCheck:
         return AnalysisRecord(self.name, result, tuple(bounded(self._finding(*one) for one in found)))
 
     def _signatures(self, sides: Sides, ratio: float) -> Iterator[Signature]:
+        from diffai_dist.analyses.signatures import flip, giant, regions, zero_runs
+
         for one in (giant(sides, ratio, self.giant, self.growth), flip(sides, self.growth)):
             if one is not None and sides.is_float:
                 yield one
@@ -146,6 +141,8 @@ class CorruptionCheck:
             yield from regions(sides, self.near, self.far, self.region_rows)
 
     def _finding(self, sides: Sides, one: Signature) -> Finding:
+        from diffai_dist.analyses.signatures import giant_limit
+
         severity: Severity = "critical"
         if one.kind in ("zero-run", "tail-not-written"):
             severity = "high" if sides.moments[0] is not None else "low"
@@ -163,6 +160,8 @@ class CorruptionCheck:
 
 def _passed_over(measured: Measurements, pair_index: int, index: int) -> bool:
     """Whether the candidate has numbers there that are of no dtype that is looked at."""
+    from diffai_dist.analyses.signatures import looked_at
+
     one = measured.comparison.aligned[index].tensors[measured.comparison.pairs[pair_index].candidate]
     return one is not None and not looked_at(one)
 
