@@ -938,3 +938,17 @@ def test_steps_are_an_axis_only_where_all_are_known_and_grow() -> None:
     unknown = dataclasses.replace(found, members=tuple(dataclasses.replace(one, step=None) for one in found.members))
     assert (unknown.steps, unknown.axis.tolist()) == (None, [0.0, 1.0, 2.0])
     assert series_of(states, steps=[10, 40, 30]).steps is None
+
+
+@pytest.mark.parametrize(("moving", "severity"), [(19, "low"), (20, "high"), (21, "high")])
+def test_a_tensor_of_which_little_moves_may_stand_still_by_rounding(moving: int, severity: str) -> None:
+    """Of a gain in BF16 most updates round away: none at all, once, is not worth an alarm."""
+    states = trained(members=4)
+    for number, weights in enumerate(states):
+        gain = np.ones(32, np.float32)
+        gain[:moving] += number if number != 2 else 1
+        weights["norm.weight"] = gain
+    found = StalenessCheck()(series_of(states))
+    assert [(one.rule, one.severity, one.tensor) for one in found.findings if one.tensor == "norm.weight"] == [
+        ("stale-tensor", severity, "norm.weight")
+    ]

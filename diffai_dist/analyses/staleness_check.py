@@ -8,10 +8,10 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffai_dist.analyses.base import Kind, threshold
-from diffai_dist.records import AnalysisRecord, Finding
+from diffai_dist.records import AnalysisRecord, Finding, Severity
 from diffai_dist.storage import is_remote, redact
 
 if TYPE_CHECKING:
@@ -82,9 +82,10 @@ class StalenessCheck:
         "possible-optimizer-ahead": "the same, told by statistics: medium",
         "stale-object": "one of several objects holds no tensor that is new, not all of them frozen: critical",
         "possible-stale-object": "the same, told by statistics: medium",
-        "stale-tensor": "a tensor holds what it held before while others moved, value = in how many members: high",
+        "stale-tensor": "a tensor holds what it held before while others moved, value = in how many members: high; low"
+        " where fewer than `fewest` of its elements change in another interval",
         "possible-stale-tensor": "the same, told by statistics: medium",
-        "stale-tensors": "more than `listed` stale tensors begin in one member, value = how many: high",
+        "stale-tensors": "more than `listed` stale tensors begin in one member, value = how many: high; low if all are",
         "possible-stale-tensors": "the same, told by statistics: medium",
         "frozen-tensors": "tensors that never change, value = how many: info",
     }
@@ -94,6 +95,8 @@ class StalenessCheck:
     )
 
     listed: int = threshold(20, "findings about single tensors of one member; where there are more, one counts them")
+
+    fewest: int = threshold(20, "elements that change where any do; of a tensor with fewer, none may be rounding: low")
 
     def __call__(self, series: Series) -> AnalysisRecord:
         """Rows for each repetition, and a finding for each that is worth one."""
@@ -131,12 +134,23 @@ class StalenessCheck:
         for _, stale in sorted(starts.items()):
             if len(stale) > self.listed:
                 source = f"stale tensors; more than listed={self.listed}; {_evidence(series, stale[0][0])}"
-                yield _finding(series, stale[0][0], "stale-tensors", "high", None, len(stale), 0, source)
+                severe = any(self._moves(series, one.tensors[0]) for one, *_ in stale)
+                yield _finding(series, stale[0][0], "stale-tensors", _level(severe), None, len(stale), 0, source)
                 continue
             for first, *others in stale:
                 source = f"members in which it is stale; {_evidence(series, first)}"
-                name = series.tensors[first.tensors[0]]
-                yield _finding(series, first, "stale-tensor", "high", name, 1 + len(others), 0, source)
+                name, level = series.tensors[first.tensors[0]], _level(self._moves(series, first.tensors[0]))
+                yield _finding(series, first, "stale-tensor", level, name, 1 + len(others), 0, source)
+
+    def _moves(self, series: Series, tensor: int) -> bool:
+        """Whether so many of its elements change, where any do, that none at all is no rounding; or nobody counted."""
+        changed = series.measured.shifts["changed"][tensor]
+        known = changed[series.by_elements[tensor] & (changed > 0)]
+        return not len(known) or int(known.min()) >= self.fewest
+
+
+def _level(severe: bool) -> Severity:
+    return "high" if severe else "low"
 
 
 def is_state(name: str) -> bool:
@@ -255,7 +269,7 @@ def _finding(
     series: Series,
     one: Repeat,
     rule: str,
-    severity: Literal["critical", "high"],
+    severity: Severity,
     tensor: str | None,
     value: int | str | None,
     threshold: int | None,
@@ -265,7 +279,8 @@ def _finding(
     sides = series.names[one.source], series.names[one.member]
     if one.proven:
         return Finding(rule, severity, tensor, value, threshold, source, *sides)
-    return Finding(f"possible-{rule}", "medium", tensor, value, threshold, source, *sides)
+    level: Severity = "low" if severity == "low" else "medium"
+    return Finding(f"possible-{rule}", level, tensor, value, threshold, source, *sides)
 
 
 def _duplicate_row(series: Series, one: Repeat) -> dict[str, Any]:
