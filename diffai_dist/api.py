@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from diffai_dist import storage
+from diffai_dist.analyses import EVERY
 from diffai_dist.cluster import Place
 from diffai_dist.comparison import Pair, Selection
 from diffai_dist.config import FailOn, SweepConfig, checked_thresholds, load, load_policy, merged
@@ -26,7 +27,6 @@ from diffai_dist.request import (
     details_of,
     expectations,
     group_of,
-    known_analyses,
     matching_of,
     partials_of,
     settings_of,
@@ -195,7 +195,7 @@ def sweep(config: str | None = None, **settings: Any) -> Report:
     What decides the exit code of the command, `fail_on` and `policy`, a program asks for: `raise_for_policy`.
     Raises UsageError, ClusterError or StoreError; what could not be read is in `failures` of the report.
     """
-    asked = merged(load(config, os.environ, known_analyses()) if config else SweepConfig(checkpoints=()), settings)
+    asked = merged(load(config, os.environ, EVERY) if config else SweepConfig(checkpoints=()), settings)
     chosen = settings_of(asked)
     report = run(group_of(asked, datetime.now(UTC)), chosen, asked.store)
     report.raise_for_store()

@@ -9,9 +9,7 @@ from typing import overload
 
 import numpy as np
 
-from diffai_dist.analyses import ANALYSES, SERIES, SeriesAnalysis
-from diffai_dist.analyses.anomaly_detection import AnomalyDetection
-from diffai_dist.analyses.change_summary import ChangeSummary
+from diffai_dist.analyses import ANALYSES, SERIES
 from diffai_dist.analyses.series import Series
 from diffai_dist.comparison import Pair, compare_members
 from diffai_dist.errors import Failure
@@ -119,7 +117,7 @@ def _of_pair(
 ) -> Iterator[AnalysisRecord]:
     for name in ANALYSES:
         if name in settings.analyses:
-            told = name == ChangeSummary.name and _is_asked(AnomalyDetection, opened, measured, settings)
+            told = name == "change_summary" and _is_asked("anomaly_detection", opened, measured, settings)
             once = {"non_finite": False} if told else {}
             yield settings.analysis(name)(measured, at, records, **once)
     if settings.expect:
@@ -162,16 +160,16 @@ def of_series(
 ) -> Iterator[AnalysisRecord]:
     """The analyses of a series that were asked for, but for those that are made apart."""
     series = series_of(opened, measured, settings)
-    for name, kind in SERIES.items():
-        if name not in apart and _is_asked(kind, opened, measured, settings):
+    for name in SERIES:
+        if name not in apart and _is_asked(name, opened, measured, settings):
             yield settings.analysis(name)(series)
 
 
-def _is_asked(kind: type[SeriesAnalysis], opened: Opened, measured: Measurements | None, settings: Settings) -> bool:
+def _is_asked(name: str, opened: Opened, measured: Measurements | None, settings: Settings) -> bool:
     """Whether an analysis of a series answers: it was asked for, or a sweep does so always."""
     if measured is None:
-        return kind.name in settings.analyses and kind.kind == "H"
-    return kind.name in settings.analyses or (kind.always and opened.group.mode is not None)
+        return name in settings.analyses and SERIES[name].kind == "H"
+    return name in settings.analyses or (opened.group.mode is not None and SERIES[name].always)
 
 
 def series_of(opened: Opened, measured: Measurements | None, settings: Settings) -> Series:

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from diffai_dist.analyses import ANALYSES, SERIES
+from diffai_dist.analyses import EVERY
 from diffai_dist.analyses.ancestor import ELSEWHERE, REFUSED, refusal
 from diffai_dist.analyses.base import Explained, thresholds
 from diffai_dist.analyses.expectations import Expectations
@@ -50,11 +50,6 @@ LISTED = ("name", "flag", "class", "cost", "in_all", "summary")  # of an analysi
 Document = dict[str, Any]
 
 
-def every_analysis() -> dict[str, type[Explained]]:
-    """All analyses by name: of pairs, then of headers, single checkpoints and series."""
-    return {**ANALYSES, **SERIES}
-
-
 def summary(kind: type[Explained]) -> str:
     """Its first line of help."""
     return inspect.getdoc(kind).splitlines()[0]  # type: ignore[union-attr] # a test says that each has one
@@ -69,13 +64,12 @@ def cost(kind: type[Explained]) -> str:
 
 def analyses_list(output: str) -> Iterator[str]:
     """Every analysis in a line, as a table or JSON."""
-    kinds = every_analysis()
     if output == "json":
-        rows = [{key: _analysis(kind)[key] for key in LISTED} for kind in kinds.values()]
+        rows = [{key: _analysis(kind)[key] for key in LISTED} for kind in EVERY.values()]
         yield json.dumps(rows, indent=1) + "\n"
         return
     lines = [
-        (name, kind.kind, cost(kind), "yes" if kind.in_all else "no", summary(kind)) for name, kind in kinds.items()
+        (name, kind.kind, cost(kind), "yes" if kind.in_all else "no", summary(kind)) for name, kind in EVERY.items()
     ]
     yield from table(("name", "class", "cost", "--all", "answers"), lines)
     yield "\n"
@@ -84,13 +78,12 @@ def analyses_list(output: str) -> Iterator[str]:
 
 def explained(name: str) -> Document:
     """What there is to say of an analysis, its flag, a rule, or a name of the ancestor; UsageError for any other."""
-    kinds = every_analysis()
     key = name.strip().lower().lstrip("-").replace("-", "_")
-    by_flag = {kind.flag.lstrip("-").replace("-", "_"): one for one, kind in kinds.items()}
-    if (found := key if key in kinds else by_flag.get(key)) is not None:
-        return _analysis(kinds[found])
+    by_flag = {listed.flag.lstrip("-").replace("-", "_"): one for one, listed in EVERY.listed.items()}
+    if (found := key if key in EVERY else by_flag.get(key)) is not None:
+        return _analysis(EVERY[found])
     rule = key.replace("_", "-")
-    rules = _rules(kinds)
+    rules = _rules()
     if tests := {one: told[rule] for one, told in rules.items() if rule in told}:
         return {"kind": "rule", "name": rule, "analyses": tests}
     if key in REFUSED:
@@ -98,14 +91,14 @@ def explained(name: str) -> Document:
         return {"kind": "refused", "name": key, "reason": reason, "nearest": list(nearest)}
     if key in ELSEWHERE:
         return {"kind": "elsewhere", "name": key, "instead": ELSEWHERE[key]}
-    meant = _near(key, [*kinds, *REFUSED, *ELSEWHERE]) or _near(rule, [one for told in rules.values() for one in told])
+    meant = _near(key, [*EVERY, *REFUSED, *ELSEWHERE]) or _near(rule, [one for told in rules.values() for one in told])
     hint = f": did you mean {meant}?" if meant else ""
     raise UsageError(f"no analysis or rule {escape(name)!r}{hint}; diffai-dist analyses lists all")
 
 
-def _rules(kinds: Mapping[str, type[Explained]]) -> dict[str, Mapping[str, str]]:
+def _rules() -> dict[str, Mapping[str, str]]:
     """All rules that a finding may have, by the record that it stands in."""
-    return {**{one: kind.rules for one, kind in kinds.items()}, **BESIDE}
+    return {**{one: kind.rules for one, kind in EVERY.items()}, **BESIDE}
 
 
 def _near(name: str, names: Sequence[str]) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import datetime
 
 from diffai_dist import storage
-from diffai_dist.analyses import ANALYSES, SERIES
+from diffai_dist.analyses import ANALYSES, EVERY
 from diffai_dist.analyses.expectations import Expectations, float_dtype
 from diffai_dist.choosing import Chosen, Window, choose, make_pairs, member_names
 from diffai_dist.cluster import Place, Slurm, Tls, memory_bytes
@@ -26,15 +26,10 @@ ALL = "all"  # in place of a name: all analyses that cost no second reading
 
 def check_analyses(names: Iterable[str]) -> None:
     """Refuse a name that no analysis has."""
-    known = (*known_analyses(), ALL)
+    known = (*EVERY, ALL)
     for name in names:
         if name not in known:
             raise UsageError(f"unknown analysis {name!r}; there are {', '.join(known)}")
-
-
-def known_analyses() -> tuple[str, ...]:
-    """Names of the analyses that can be asked for."""
-    return (*ANALYSES, *SERIES)
 
 
 def analyses_of(names: Sequence[str], elementwise: bool = True) -> tuple[str, ...]:
@@ -43,10 +38,9 @@ def analyses_of(names: Sequence[str], elementwise: bool = True) -> tuple[str, ..
     Raises UsageError for a name that no analysis has.
     """
     check_analyses(names)
-    kinds = {**ANALYSES, **SERIES}
-    every = [name for name, kind in kinds.items() if kind.in_all and (elementwise or name not in ANALYSES)]
+    every = (name for name, kind in EVERY.items() if kind.in_all and (elementwise or name not in ANALYSES))
     asked = {*names, *(every if ALL in names else ())}
-    return tuple(name for name in kinds if name in asked)
+    return tuple(name for name in EVERY if name in asked)
 
 
 def left_out(config: SweepConfig) -> tuple[str, ...]:
@@ -60,8 +54,7 @@ def _analyses(config: SweepConfig) -> tuple[str, ...]:
 
 def partials_of(names: Iterable[str]) -> set[str]:
     """What the analyses need beside moments and shifts: "gram", and details."""
-    kinds = {**ANALYSES, **SERIES}
-    return {partial for name in names for partial in kinds[name].partials}
+    return {partial for name in names for partial in EVERY[name].partials}
 
 
 def details_of(names: Iterable[str], expect: Expectations) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffai_dist.analyses import ANALYSES, SERIES
+from diffai_dist.analyses import EVERY
 from diffai_dist.analyses.expectations import Expectations
 from diffai_dist.checkpoint import Checkpoint
 from diffai_dist.cluster import Place
@@ -45,7 +45,7 @@ class Settings:
 
     def analysis(self, name: str) -> Any:
         """The analysis of that name, with the thresholds that were set."""
-        return {**ANALYSES, **SERIES}[name](**self.thresholds.get(name, {}))
+        return EVERY[name](**self.thresholds.get(name, {}))
 
     def digest_part(self) -> dict[str, Any]:
         """What decides the result: not the place, not the size of units."""

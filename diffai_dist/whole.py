@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffai_dist.analyses.change_summary import cosine_distance
 from diffai_dist.analyses.codes import scaled
-from diffai_dist.analyses.sums import exact, relative, rolled_up, share, shifts_of
+from diffai_dist.analyses.sums import cosine_distance, exact, relative, rolled_up, share, shifts_of
 from diffai_dist.comparison import Pair
 from diffai_dist.gram import gram_changes, grams_of_two, squared_norms, whole
 from diffai_dist.judging import comes_from_gram

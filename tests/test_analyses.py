@@ -19,11 +19,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffai_dist.analyses import ANALYSES, change_summary, roles, sort_by_change
-from diffai_dist.analyses.change_summary import ChangeSummary, cosine_distance
+from diffai_dist.analyses import ANALYSES, change_summary, roles
+from diffai_dist.analyses.change_summary import ChangeSummary
 from diffai_dist.analyses.layer_impact import LayerImpact
 from diffai_dist.analyses.roles import ROLES, block, role
-from diffai_dist.analyses.sums import Shift, exact, grouped, shifts_of, whole_rel_l2
+from diffai_dist.analyses.sort_by_change import sort_by_change
+from diffai_dist.analyses.sums import Shift, cosine_distance, exact, grouped, shifts_of, whole_rel_l2
 from diffai_dist.comparison import Pair, compare_members
 from diffai_dist.partials import SHIFT, empty
 from diffai_dist.records import AnalysisRecord, Measurements, TensorRecord

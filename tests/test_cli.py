@@ -164,6 +164,23 @@ sys.exit(code)
         assert "diffai-dist" in done.stdout
 
 
+def test_analyses_are_loaded_when_they_are_asked_for(pair: tuple[Path, Path]) -> None:
+    script = """
+import sys
+from diffai_dist.analyses import EVERY
+from diffai_dist.cli import commands
+from diffai_dist.console import run
+run(commands, "diffai-dist", sys.argv[2:])
+asked = {f"diffai_dist.analyses.{name}" for name in sys.argv[1].split()}
+assert {f"diffai_dist.analyses.{name}" for name in EVERY} & set(sys.modules) == asked
+"""
+    compare = ("compare", *map(str, pair), "--no-progress")
+    layers = ("layer_impact", *compare, "--show-layer-impact")
+    for asked in (("", "compare", "--help"), ("", *compare), layers):
+        done = subprocess.run([sys.executable, "-c", script, *asked], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
 def test_importing_the_package_imports_nothing_else() -> None:
     script = (
         "import sys, diffai_dist; assert 'numpy' not in sys.modules; from diffai_dist import compare; compare.__call__"

@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 
 import models
+from diffai_dist import analyses as registry
 from diffai_dist import compare, sweep
-from diffai_dist.analyses import ANALYSES, SERIES
+from diffai_dist.analyses import ANALYSES, Listed
 from diffai_dist.analyses.ancestor import REFUSED
 from diffai_dist.analyses.base import thresholds
 from diffai_dist.explaining import explained
@@ -33,7 +34,7 @@ from transformer import Model, Weights
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "diffai_dist" / "schema" / "analyses-1.json"
-KINDS: dict[str, Any] = {**ANALYSES, **SERIES}
+KINDS: dict[str, Any] = dict(registry.EVERY)
 EVERY = pytest.mark.parametrize("name", KINDS)
 OPTIONAL = "only there"  # in what a class says of a key: some results have none
 # Floats of a dtype: 6.02 dB for each significant bit, and 8.12; quantiles, which are values that bins begin with.
@@ -135,6 +136,7 @@ def test_each_is_declared_in_full(name: str) -> None:
     assert dataclasses.is_dataclass(kind)
     assert kind.__dataclass_params__.frozen
     assert kind.name == name
+    assert registry.EVERY.listed[name] == Listed(kind.flag, kind.__name__, (kind.__doc__ or "").splitlines()[0])
     assert re.fullmatch(r"--[a-z-]+", kind.flag)
     assert kind.flag.removeprefix("--show-").removeprefix("--").replace("-", "_") == name
     assert kind.kind == "2" if name in ANALYSES else kind.kind in "H1N"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +14,17 @@ from diffai_dist.analyses.moves import Moves, moves_of
 from diffai_dist.analyses.regimes import regime
 from diffai_dist.analyses.roles import role
 from diffai_dist.analyses.sort_by_change import sort_by_change
-from diffai_dist.analyses.sums import LEFT_OUT, Shift, exact, grouped, left_out, rolled_up, share, shifts_of
+from diffai_dist.analyses.sums import (
+    LEFT_OUT,
+    Shift,
+    cosine_distance,
+    exact,
+    grouped,
+    left_out,
+    rolled_up,
+    share,
+    shifts_of,
+)
 from diffai_dist.records import SEVERITIES, AnalysisRecord, Finding, Measurements, Severity, Side, Status, TensorRecord
 
 STATUSES: tuple[Status, ...] = ("changed", "identical", "added", "removed", "incomparable", "failed")
@@ -102,30 +111,6 @@ class ChangeSummary:
             "roles": _roles(rows),
         }
         return AnalysisRecord(self.name, result, findings)
-
-
-def cosine_distance(rows: Sequence[Shift]) -> float | None:
-    """1 - cos of the angle between all baseline and all candidate values, each put into one long vector.
-
-    From the regression d = slope*a + rest, whose sums merge as in Chan et al. 1979; here for all tensors at once, so
-    that their order does not matter. The angle is then found, or refused, as that of one tensor is.
-    """
-    import numpy as np
-
-    from diffai_dist.statistics import cosine_distances
-
-    keys = ("a1", "b1", "aa", "bb")
-    sums = {key: _total(getattr(row, key) for row in rows) for key in keys}
-    slope = _total(row.slope * row.aa for row in rows) / sums["aa"] if sums["aa"] else 0.0
-    rest = _total(row.rest + (row.slope - slope) ** 2 * row.aa for row in rows)
-    columns = {key: np.array([value]) for key, value in {**sums, "slope": slope, "rest": rest}.items()}
-    distance, known = cosine_distances(columns)
-    return float(distance[0]) if known[0] and math.isfinite(distance[0]) else None
-
-
-def _total(values: Iterable[float]) -> float:
-    found = exact(values)
-    return math.nan if found is None else float(found)
 
 
 def _mover(record: TensorRecord) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from diffai_dist.comparison import natural
-from diffai_dist.records import TensorRecord
+if TYPE_CHECKING:
+    from diffai_dist.records import TensorRecord
 
 # Behind the changed tensors, which come by size: what has no size of change, the most telling first.
 _PLACES = {"changed": 0, "incomparable": 1, "added": 2, "removed": 3, "failed": 4, "identical": 5}
@@ -21,6 +22,8 @@ def sort_by_change(records: Iterable[TensorRecord], key: str = KEYS[0]) -> list[
     A change of a baseline that is all zeros has an infinite rel_l2 and comes first; one that has no size (dtypes
     without a decoder, nothing finite) comes last among the changed. Ties go by name, in natural order.
     """
+    from diffai_dist.comparison import natural
+
     return sorted(records, key=lambda record: (_PLACES[record.status], -magnitude(record, key), natural(record.name)))
 
 

@@ -128,3 +128,27 @@ def rolled_up(rows: Sequence[Shift]) -> dict[str, Any]:
         "tensors": len(rows),
         "elements": sum(row.elements for row in rows),
     }
+
+
+def cosine_distance(rows: Sequence[Shift]) -> float | None:
+    """1 - cos of the angle between all baseline and all candidate values, each put into one long vector.
+
+    From the regression d = slope*a + rest, whose sums merge as in Chan et al. 1979; here for all tensors at once, so
+    that their order does not matter. The angle is then found, or refused, as that of one tensor is.
+    """
+    import numpy as np
+
+    from diffai_dist.statistics import cosine_distances
+
+    keys = ("a1", "b1", "aa", "bb")
+    sums = {key: _total(getattr(row, key) for row in rows) for key in keys}
+    slope = _total(row.slope * row.aa for row in rows) / sums["aa"] if sums["aa"] else 0.0
+    rest = _total(row.rest + (row.slope - slope) ** 2 * row.aa for row in rows)
+    columns = {key: np.array([value]) for key, value in {**sums, "slope": slope, "rest": rest}.items()}
+    distance, known = cosine_distances(columns)
+    return float(distance[0]) if known[0] and math.isfinite(distance[0]) else None
+
+
+def _total(values: Iterable[float]) -> float:
+    found = exact(values)
+    return math.nan if found is None else float(found)

@@ -73,12 +73,11 @@ def parsed_thresholds(texts: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def refuse_idle(texts: Iterable[str], analyses: Collection[str], series: bool) -> None:
     """Raise UsageError for a threshold of an analysis that nobody asks for, and that no series asks by itself."""
-    from diffai_dist.analyses import ANALYSES, SERIES
+    from diffai_dist.analyses import EVERY, SERIES
 
-    always = [name for name, kind in SERIES.items() if series and kind.always]
     for name in parsed_thresholds(texts):
-        if name not in (*analyses, *always):
-            raise UsageError(f"--threshold of {name} limits nothing: add {({**ANALYSES, **SERIES})[name].flag}")
+        if name not in analyses and not (series and name in SERIES and SERIES[name].always):
+            raise UsageError(f"--threshold of {name} limits nothing: add {EVERY.listed[name].flag}")
 
 
 def joined_thresholds(

@@ -126,12 +126,11 @@ class Verb(click.Command):
 
 def analysis_options() -> Callable[[Command], Command]:
     """A flag for each analysis, of pairs and of series, and one for all that the one reading can answer."""
-    from diffai_dist.analyses import ANALYSES, SERIES
+    from diffai_dist.analyses import EVERY
     from diffai_dist.analyses.ancestor import REFUSED
 
     flags = [
-        click.option(kind.flag, f"analysis_{name}", is_flag=True, help=(kind.__doc__ or "").splitlines()[0])
-        for name, kind in (*ANALYSES.items(), *SERIES.items())
+        click.option(one.flag, f"analysis_{name}", is_flag=True, help=one.help) for name, one in EVERY.listed.items()
     ]
     every = click.option("--all", "all_analyses", is_flag=True, help="All analyses that cost no second reading.")
     return together(every, *flags, *map(_refused, REFUSED))
@@ -151,7 +150,7 @@ def _refused(name: str) -> Callable[[Command], Command]:
 
 def chosen_analyses(options: dict[str, Any]) -> tuple[str, ...]:
     """The analyses whose flags were given, as a configuration names them."""
-    from diffai_dist.analyses import ANALYSES, SERIES
+    from diffai_dist.analyses import EVERY
 
     every = ("all",) if options["all_analyses"] else ()
-    return (*every, *(name for name in (*ANALYSES, *SERIES) if options[f"analysis_{name}"]))
+    return (*every, *(name for name in EVERY if options[f"analysis_{name}"]))

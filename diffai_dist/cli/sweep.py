@@ -98,8 +98,8 @@ _SETTINGS = {
 
 def asked(checkpoints: tuple[str, ...], options: dict[str, Any]) -> SweepConfig:
     """The configuration file, if one was named, with what the command line and the environment say in its place."""
+    from diffai_dist.analyses import EVERY
     from diffai_dist.config import SweepConfig, load, merged
-    from diffai_dist.request import known_analyses
 
     context = click.get_current_context()
     given = {
@@ -115,7 +115,7 @@ def asked(checkpoints: tuple[str, ...], options: dict[str, Any]) -> SweepConfig:
     if tls := tls_of(options):
         settings["cluster.tls"] = dict(zip(("ca_file", "cert_file", "key_file"), tls, strict=True))
     in_file = _is_config(checkpoints)
-    config = load(checkpoints[0], os.environ, known_analyses()) if in_file else SweepConfig(checkpoints=checkpoints)
+    config = load(checkpoints[0], os.environ, EVERY) if in_file else SweepConfig(checkpoints=checkpoints)
     if thresholds := parsed_thresholds(options["thresholds"]):
         settings["thresholds"] = joined_thresholds(config.thresholds, thresholds)
     return merged(config, settings | _slurm(options, config))

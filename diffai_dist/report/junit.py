@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree
 
-from diffai_dist.analyses import ANALYSES, SERIES
+from diffai_dist.analyses import EVERY
 from diffai_dist.analyses.expectations import Expectations
 from diffai_dist.errors import Failure
 from diffai_dist.records import SEVERITIES, AnalysisRecord, Finding, Sweep
@@ -56,9 +56,8 @@ def _suite(name: str, failures: Sequence[Failure], analyses: Sequence[AnalysisRe
 
 def _rules(analysis: AnalysisRecord) -> list[str]:
     """Those that the analysis looks for, then what else was found: rules of a policy have names of their own."""
-    declared = {name: kind.rules for name, kind in (*ANALYSES.items(), *SERIES.items())}
-    declared[Expectations.name] = Expectations.rules
-    return list(dict.fromkeys([*declared.get(analysis.name, ()), *(one.rule for one in analysis.findings)]))
+    kind = Expectations if analysis.name == Expectations.name else EVERY.get(analysis.name)
+    return list(dict.fromkeys([*(kind.rules if kind else ()), *(one.rule for one in analysis.findings)]))
 
 
 def _judge(case: ElementTree.Element, findings: Sequence[Finding], view: View) -> None:

@@ -7,7 +7,7 @@ import json
 from importlib.resources import files
 from typing import Any
 
-from diffai_dist.analyses import ANALYSES, SERIES
+from diffai_dist.analyses import EVERY
 from diffai_dist.analyses.base import Explained
 from diffai_dist.records import SCHEMA_VERSION
 
@@ -31,7 +31,7 @@ def _published(name: str) -> Schema:
 
 def analyses_schema() -> Schema:
     """JSON Schema of a record of kind analysis, by name: schema/analyses-1.json, from what the classes say."""
-    kinds = sorted({**ANALYSES, **SERIES}.items())
+    kinds = sorted(EVERY.items())
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:diffai-dist:analyses:1",
