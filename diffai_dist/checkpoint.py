@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from diffai_dist.dtypes import DType, Family, dtype_of
 from diffai_dist.errors import Failure
 from diffai_dist.storage import Source
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,21 +23,63 @@ class Span:
     start: int
     stop: int
 
+    def part(self, first: int, stop: int) -> Span:
+        """Bytes [first, stop) of it."""
+        return Span(self.source, self.start + first, self.start + stop)
+
+
+class Scheme(Protocol):
+    """How stored bytes become values where they are not those values, one after the other.
+
+    A frozen dataclass of a few numbers: tasks carry it, and its repr is part of the key of what was measured.
+    """
+
+    @property
+    def values(self) -> str:
+        """The dtype of what is decoded: F32 for codes; that of the file where values only lie in another order."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether any run of elements needs all bytes: they are read once, and runs are decoded out of them."""
+
+    def spans(self, tensor: Tensor, first: int, stop: int) -> tuple[Span, ...]:
+        """The byte ranges that elements [first, stop) need, one for each of the tensor's spans and in their order.
+
+        All of the tensor's spans, for any run, if the scheme is whole.
+        """
+
+    def decode(self, tensor: Tensor, parts: Sequence[np.ndarray], first: int, stop: int, out: np.ndarray) -> None:
+        """Write elements [first, stop) into `out`, uint8 and aligned to 8; `parts` hold the bytes of those spans."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor as its checkpoint stores it: `shape` counts logical elements, `spans` lie in scheme order."""
+    """One tensor as its checkpoint stores it: `shape` counts logical elements, `spans` lie in scheme order.
+
+    Without a scheme its values lie one after the other in its only span, as elements of `dtype`. With one, `dtype` says
+    for people which scheme that is, and of how many bits.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     spans: tuple[Span, ...]
-    scheme: str = "plain"
+    scheme: Scheme | None = None
 
     @property
     def decoder(self) -> DType:
         """The dtype that the kernels decode its values as."""
-        return dtype_of(self.dtype)
+        return dtype_of(self.scheme.values if self.scheme else self.dtype)
+
+    def ranges(self, first: int, stop: int) -> tuple[Span, ...]:
+        """The byte ranges that elements [first, stop) need: of plain values one, rounded outward to whole bytes.
+
+        Elements are counted as the decoder counts them: values, or bytes for dtypes without a decoder.
+        """
+        if self.scheme:
+            return self.scheme.spans(self, first, stop)
+        (whole,), bits = self.spans, self.decoder.bits
+        return (whole.part(first * bits // 8, -(-stop * bits // 8)),)
 
     @property
     def elements(self) -> int:
@@ -52,7 +97,7 @@ class Tensor:
         None where bytes are not laid out by elements.
         """
         behind = element * self.decoder.bits // 8
-        for span in self.spans if self.scheme == "plain" else ():
+        for span in self.spans if self.scheme is None else ():
             if behind < span.stop - span.start:
                 return span.source.url, span.start + behind
             behind -= span.stop - span.start

@@ -14,7 +14,6 @@ from diffai_dist.checkpoint import Span, Tensor
 from diffai_dist.details import DetailTables
 from diffai_dist.errors import Failure
 from diffai_dist.plan import Unit
-from diffai_dist.schemes import SCHEMES
 from diffai_dist.storage import Source
 
 _local = threading.local()
@@ -41,11 +40,11 @@ class Chunk:
     """Pieces whose bytes fit the arena together."""
 
     def __init__(
-        self, unit: Unit, failures: Mapping[tuple[int, int], Failure], wholes: dict[tuple[Span, ...], np.ndarray]
+        self, unit: Unit, failures: Mapping[tuple[int, int], Failure], held: dict[tuple[Span, ...], list[np.ndarray]]
     ) -> None:
         self.unit = unit
-        self.wholes = wholes  # bytes of tensors that cannot be split, kept from chunk to chunk
-        self.cuts: list[tuple[int, Tensor, int, int]] = []  # place in the arena, tensor, elements [first, stop)
+        self.held = held  # bytes of codes by their spans: of a tensor that is read as a whole, from chunk to chunk
+        self.coded: list[tuple[int, Tensor, int, int]] = []  # place in the arena, tensor, elements [first, stop)
         self.failures = failures  # members that are left out
         self.pieces: list[Piece] = []
         self.bits: list[list[int]] = []
@@ -57,21 +56,21 @@ class Chunk:
         """Place a piece's bytes; False where they no longer fit."""
         bits, codes = [], []
         marks = [(region.used, len(region.reads), region.reads[-1:]) for region in self.regions]
-        uncut = len(self.cuts)
-        shared: dict[tuple[Source, int], int] = {}
+        coded = len(self.coded)
+        shared: dict[object, int] = {}
         tensors = self.unit.subtrees[piece.subtree].tensors
         for member, (region, tensor) in enumerate(zip(self.regions, tensors, strict=True)):
             if tensor is None or (piece.subtree, member) in self.failures:
                 bits.append(-1)
                 codes.append(-1)
                 continue
-            scheme = SCHEMES[tensor.scheme]
-            offset = self._cut(region, tensor, piece) if scheme.whole else _place(region, tensor, piece, shared)
+            offset = (self._decoded if tensor.scheme else _place)(region, tensor, piece, shared)
             if offset is None:
                 self._undo(marks)
-                del self.cuts[uncut:]
+                del self.coded[coded:]
                 return False
-            bits.append(offset * 8 + scheme.lead_bits(tensor, piece.first))
+            lead = 0 if tensor.scheme else piece.first * tensor.decoder.bits % 8  # of two F4 in a byte, the second
+            bits.append(offset * 8 + lead)
             codes.append(tensor.decoder.code)
         if max(bits) < 0:
             return True  # no member is left that could be read: there is nothing to measure
@@ -80,15 +79,17 @@ class Chunk:
         self.codes.append(codes)
         return True
 
-    def _cut(self, region: _Region, tensor: Tensor, piece: Piece) -> int | None:
-        """Room for a run of a tensor that is read as a whole; None where the region is full."""
-        size = (piece.stop - piece.first) * tensor.decoder.bits // 8
-        if region.used + size > region.size:
-            return None
-        offset = region.start + region.used
-        region.used += size
-        self.cuts.append((offset, tensor, piece.first, piece.stop))
-        return offset
+    def _decoded(self, region: _Region, tensor: Tensor, piece: Piece, shared: dict[object, int]) -> int | None:
+        """Room for the values of a run of codes, or where a member's equal ones lie; None if the region is full."""
+        key = tensor.scheme, tensor.spans
+        if key not in shared:
+            start, size = -(-region.used // 8) * 8, (piece.stop - piece.first) * tensor.decoder.bits // 8
+            if start + size > region.size:
+                return None
+            region.used = start + size
+            shared[key] = region.start + start
+            self.coded.append((shared[key], tensor, piece.first, piece.stop))
+        return shared[key]
 
     def _undo(self, marks: Sequence[tuple[int, int, list[tuple[Source, int, int]]]]) -> None:
         for region, (used, count, last) in zip(self.regions, marks, strict=True):
@@ -106,25 +107,29 @@ class Chunk:
             for (source, first, last), place in zip(region.reads, region.places, strict=True)
         ]
         storage.fill(reads, self.unit.profile)
-        self._fill_wholes()
-        for place, tensor, first, stop in self.cuts:
-            part = SCHEMES[tensor.scheme].cut(tensor, self.wholes[tensor.spans], first, stop)
-            arena[place : place + part.size] = part
+        needed = [tensor.ranges(first, stop) for _, tensor, first, stop in self.coded]
+        self._hold(needed)
+        for spans, (place, tensor, first, stop) in zip(needed, self.coded, strict=True):
+            if tensor.scheme:
+                out = arena[place : place + (stop - first) * tensor.decoder.bits // 8]
+                tensor.scheme.decode(tensor, self.held[spans], first, stop, out)
 
-    def _fill_wholes(self) -> None:
-        """Read tensors of which any run needs all bytes, but for those that are there; forget the others."""
-        needed = {tensor.spans: tensor.nbytes for _, tensor, _, _ in self.cuts}
-        for spans in self.wholes.keys() - needed.keys():
-            del self.wholes[spans]
-        for spans, nbytes in needed.items():
-            if spans not in self.wholes:
-                data, start, reads = np.empty(nbytes, np.uint8), 0, []
-                for span in spans:
-                    size = span.stop - span.start
-                    reads.append(storage.Read(span.source, span.start, data[start : start + size]))
-                    start += size
-                storage.fill(reads, self.unit.profile)
-                self.wholes[spans] = data
+    def _hold(self, needed: Sequence[tuple[Span, ...]]) -> None:
+        """Read the bytes of codes that are not there, in the order in which they lie; forget those of other chunks."""
+        for spans in self.held.keys() - set(needed):
+            del self.held[spans]
+        missing = {
+            spans: [np.empty(span.stop - span.start, np.uint8) for span in spans]
+            for spans in needed
+            if spans not in self.held
+        }
+        reads = [
+            storage.Read(span.source, span.start, part)
+            for spans, parts in missing.items()
+            for span, part in zip(spans, parts, strict=True)
+        ]
+        storage.fill(sorted(reads, key=lambda read: (read.source.url, read.start)), self.unit.profile)
+        self.held |= missing
 
     def measure(
         self, moments: np.ndarray, shifts: np.ndarray, grams: np.ndarray | None, details: DetailTables | None
@@ -144,14 +149,14 @@ class Chunk:
             details.measure(pieces, *place, *tables)
 
 
-def _place(region: _Region, tensor: Tensor, piece: Piece, shared: dict[tuple[Source, int], int]) -> int | None:
+def _place(region: _Region, tensor: Tensor, piece: Piece, shared: dict[object, int]) -> int | None:
     """Room for the bytes of a run, or where another member's of the same place lie; None if the region is full."""
-    (span,) = SCHEMES[tensor.scheme].spans(tensor, piece.first, piece.stop)
-    offset = shared.get((span.source, span.start))
+    (span,) = tensor.ranges(piece.first, piece.stop)
+    offset = shared.get(span)
     if offset is None:
         offset = region.place(span, storage.chunk_bytes(span.source))
         if offset is not None:
-            shared[span.source, span.start] = offset
+            shared[span] = offset
     return offset
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from diffai_dist.checkpoint import Checkpoint, Tensor
-from diffai_dist.dtypes import comparable
+from diffai_dist.dtypes import Family, comparable
 from diffai_dist.errors import Failure, UsageError
 
 # How sure it is that a tensor is the one under whose name it is compared, surest first: that is its own name; a map
@@ -40,9 +40,10 @@ class Aligned:
             return None
         if a.shape != b.shape:
             return f"shapes differ: {list(a.shape)} and {list(b.shape)}"
-        if not comparable(a.decoder, b.decoder) or (a.dtype != b.dtype and a.decoder == b.decoder):
+        unknown = a.decoder.family == b.decoder.family == Family.BYTES
+        if not comparable(a.decoder, b.decoder) or (unknown and a.dtype != b.dtype):
             return f"no common values: {a.dtype} and {b.dtype}"
-        if a.dtype == b.dtype and a.nbytes != b.nbytes:
+        if unknown and a.nbytes != b.nbytes:
             return f"dtype {a.dtype} of unknown size: {a.nbytes:,} and {b.nbytes:,} bytes"
         return None
 

@@ -59,13 +59,13 @@ class _Task:
         self.shifts = empty(SHIFT, (self.slots[-1], len(unit.pairs)))
         self.grams = empty_gram(self.slots[-1], unit.members) if unit.anchor >= 0 else None
         self.details = DetailTables(unit, self.slots) if unit.details else None
-        self.wholes: dict[tuple[Span, ...], np.ndarray] = {}
+        self.held: dict[tuple[Span, ...], list[np.ndarray]] = {}
         self.failures: dict[tuple[int, int], Failure] = {}
         self.changed: dict[Source, Failure] = {}
 
     def run(self) -> None:
         """Fill the arena with pieces until it is full, measure them, and begin again."""
-        chunk = Chunk(self.unit, self.failures, self.wholes)
+        chunk = Chunk(self.unit, self.failures, self.held)
         for piece in self.pieces():
             if not chunk.add(piece):
                 self.flush(chunk)
@@ -74,7 +74,7 @@ class _Task:
 
     def chunk_of(self, piece: Piece) -> Chunk:
         """A chunk that holds nothing else yet."""
-        chunk = Chunk(self.unit, self.failures, self.wholes)
+        chunk = Chunk(self.unit, self.failures, self.held)
         if not chunk.add(piece):
             raise AssertionError(f"an arena of {self.unit.arena} bytes does not hold a piece of each member")
         return chunk

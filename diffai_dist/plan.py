@@ -23,7 +23,6 @@ from diffai_dist.partials import (
     ROW_SHIFT,
     SHIFT,
 )
-from diffai_dist.schemes import SCHEMES
 from diffai_dist.storage import Profile, chunk_bytes, is_remote
 
 # A unit should take about a second on a worker (dask costs up to 4 ms a task), yet leave every thread several units.
@@ -145,8 +144,7 @@ class Plan:
             (lane.width * min(lane.nodes and 2**lane.level, self.unit_bytes) for lane in self.lanes), default=0
         )
         working = table_bytes(comparison, 0, widest) + _histogram_bytes(comparison)
-        wholes = (sum(one.nbytes for one in lane.tensors if one and SCHEMES[one.scheme].whole) for lane in self.lanes)
-        working += max(wholes, default=0)
+        working += max((_coded_bytes(lane, self.arena) for lane in self.lanes), default=0)
         return BASE_MEMORY + threads * (self.arena + 2**20 + working) + results + 2 * tables
 
     def units(self) -> Iterator[Unit]:
@@ -167,6 +165,13 @@ def table_bytes(comparison: Comparison, height: int, width: int) -> int:
     members, pairs = len(comparison.members), len(comparison.pairs)
     rows = ROW.itemsize * members + ROW_SHIFT.itemsize * pairs
     return height * rows + width * (COLUMN.itemsize * members + COLUMN_SHIFT.itemsize * pairs)
+
+
+def _coded_bytes(lane: Lane, arena: int) -> int:
+    """Bytes of codes that a thread holds beside their values: all of a tensor, or fewer than those values take."""
+    coded = [one for one in lane.tensors if one and one.scheme]
+    wholes = sum(one.nbytes for one in coded if one.scheme and one.scheme.whole)
+    return wholes + (arena if any(one.scheme and not one.scheme.whole for one in coded) else 0)
 
 
 def _histogram_bytes(comparison: Comparison) -> int:
@@ -235,7 +240,7 @@ def _lane(comparison: Comparison, index: int, group: tuple[Tensor | None, ...], 
     shared = sum(tensor.nbytes for tensor in present) - nbytes
     # The largest subtree that fits a unit; at least one leaf, which is the grid's and not ours to cut.
     level = max(0, (unit_bytes * leaves // nbytes).bit_length() - 1) if nbytes else 0
-    if any(SCHEMES[one.scheme].whole for one in present):
+    if any(one.scheme and one.scheme.whole for one in present):
         level = max(leaves - 1, 0).bit_length()  # all of it: each unit would read the whole again
     # 64-bit integers are not exact in float64, and complex numbers are pairs: both are few, and go pair by pair.
     gram = comparison.anchor is not None and all(one.decoder.family in GRAM_FAMILIES for one in present)

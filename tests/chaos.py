@@ -32,7 +32,6 @@ from diffai_dist.cluster import Place
 from diffai_dist.opening import open_group
 from diffai_dist.pipeline import compared
 from diffai_dist.plan import Unit, make_plan
-from diffai_dist.schemes import SCHEMES
 from diffai_dist.storage import Profile
 from servers.faultproxy import FaultProxy, Request
 from servers.s3server import S3Server
@@ -229,7 +228,7 @@ def ranges(units: Iterable[Unit]) -> Ranges:
     for unit in units:
         for subtree in unit.subtrees:
             for tensor in filter(None, subtree.tensors):
-                for span in SCHEMES[tensor.scheme].spans(tensor, subtree.first, subtree.stop):
+                for span in tensor.ranges(subtree.first, subtree.stop):
                     path = span.source.url.removeprefix("s3:/")
                     found.setdefault(path, []).append((span.start, span.stop))
     return found

@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 
 from diffai_dist.checkpoint import Span, Tensor
 from diffai_dist.dtypes import BITS
-from diffai_dist.schemes import SCHEMES
 from diffai_dist.storage import Source
 
-PLAIN = SCHEMES["plain"]
 SOURCE = Source("/x", 10**6, "v")
 
 
@@ -28,10 +26,10 @@ def bits(data: bytes) -> list[int]:
 
 
 def run_of(tensor: Tensor, file: bytes, first: int, stop: int) -> list[int]:
-    """The bits of elements [first, stop), by way of the scheme."""
+    """The bits of elements [first, stop), which may begin inside a byte."""
     size = tensor.decoder.bits
-    (span,) = PLAIN.spans(tensor, first, stop)
-    lead = PLAIN.lead_bits(tensor, first)
+    (span,) = tensor.ranges(first, stop)
+    lead = first * size % 8
     return bits(file[span.start : span.stop])[lead : lead + (stop - first) * size]
 
 
@@ -52,16 +50,15 @@ def test_runs_are_those_of_the_whole_tensor_and_cover_it_once(
 
 
 @pytest.mark.parametrize(
-    ("first", "stop", "expected", "lead"),
-    [(0, 1, (8, 9), 0), (1, 2, (8, 9), 4), (1, 4, (8, 10), 4), (2, 2, (9, 9), 0), (0, 6, (8, 11), 0)],
+    ("first", "stop", "expected"),
+    [(0, 1, (8, 9)), (1, 2, (8, 9)), (1, 4, (8, 10)), (2, 2, (9, 9)), (0, 6, (8, 11))],
 )
-def test_an_odd_f4_element_begins_inside_a_byte(first: int, stop: int, expected: tuple[int, int], lead: int) -> None:
-    tensor = tensor_of("F4", b"\x21\x43\x65", 8)
-    (span,) = PLAIN.spans(tensor, first, stop)
-    assert ((span.start, span.stop), PLAIN.lead_bits(tensor, first)) == (expected, lead)
+def test_an_odd_f4_element_begins_inside_a_byte(first: int, stop: int, expected: tuple[int, int]) -> None:
+    (span,) = tensor_of("F4", b"\x21\x43\x65", 8).ranges(first, stop)
+    assert (span.start, span.stop) == expected
 
 
 @pytest.mark.parametrize("dtype", ["F6_E2M3", "F3"])
 def test_a_dtype_without_a_decoder_is_counted_in_bytes(dtype: str) -> None:
-    (span,) = PLAIN.spans(tensor_of(dtype, b"abcdef", 8), 2, 5)
-    assert (span.start, span.stop, PLAIN.lead_bits(tensor_of(dtype, b"abcdef", 8), 2)) == (10, 13, 0)
+    (span,) = tensor_of(dtype, b"abcdef", 8).ranges(2, 5)
+    assert (span.start, span.stop) == (10, 13)

@@ -18,7 +18,7 @@ from diffai_dist.partials import DETAILS
 from diffai_dist.pipeline import run_plan
 from diffai_dist.plan import make_plan
 from diffai_dist.records import Measurements
-from diffai_dist.schemes.transposed import transposed
+from diffai_dist.schemes.strided import Strided, transposed
 from diffai_dist.storage import Profile
 
 
@@ -88,15 +88,16 @@ def test_what_cannot_be_turned() -> None:
     from diffai_dist.checkpoint import Span, Tensor
     from diffai_dist.storage import Source
 
-    def tensor(shape: tuple[int, ...], dtype: str = "F32", scheme: str = "plain", nbytes: int = 24) -> Tensor:
+    def tensor(shape: tuple[int, ...], dtype: str = "F32", scheme: Strided | None = None, nbytes: int = 24) -> Tensor:
         return Tensor("w", dtype, shape, (Span(Source("/a", 2**40, "v"), 0, nbytes),), scheme)
 
-    assert transposed(tensor((2, 3))) == tensor((3, 2), scheme="transposed")
+    turned = Strided("F32", (1, 3))
+    assert transposed(tensor((2, 3))) == tensor((3, 2), scheme=turned)
     for other in (
         tensor((6,)),
         tensor((1, 2, 3)),
         tensor((4, 4), "F4"),
-        tensor((2, 3), scheme="transposed"),
+        tensor((2, 3), scheme=turned),
         tensor((2**14, 2**14), nbytes=2**30 + 1),
     ):
         assert transposed(other) is None

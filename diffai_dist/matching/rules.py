@@ -11,7 +11,7 @@ from diffai_dist.errors import UsageError
 from diffai_dist.formats.names import listed, quoted
 from diffai_dist.matching.parts import Fusion, fusion
 from diffai_dist.matching.view import View
-from diffai_dist.schemes.transposed import MOST_BYTES, transposed
+from diffai_dist.schemes.strided import MOST_BYTES, transposed
 
 COUNTER = "{}"  # in the name of a part: 0, 1, ... in turn
 

@@ -53,8 +53,8 @@ class View:
 
 def uncuttable(tensor: Tensor) -> str | None:
     """Why no part of the tensor can be read alone; None where one can."""
-    if tensor.scheme != "plain" or len(tensor.spans) != 1:
-        return f"scheme {tensor.scheme} cannot be cut"
+    if tensor.scheme or len(tensor.spans) != 1:
+        return f"{tensor.dtype} is not stored value by value, and cannot be cut"
     if tensor.decoder.family == Family.BYTES or tensor.decoder.bits < 8:
         return f"elements of dtype {tensor.dtype} have no bytes of their own"
     return None
