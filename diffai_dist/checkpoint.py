@@ -141,3 +141,8 @@ class Checkpoint:
     unknown: Failure | None = None
     violations: tuple[Violation, ...] = ()
     config: Mapping[str, Any] | None = None
+
+    @property
+    def coded(self) -> dict[str, str]:
+        """The tensors that are decoded by a scheme, each with all that decides how: other settings, other numbers."""
+        return {name: repr(one.scheme) for name, one in self.tensors.items() if one.scheme}

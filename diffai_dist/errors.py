@@ -10,6 +10,7 @@ DiffaiError 4                 a bug or something unforeseen
     ├── UnknownFormat         not a checkpoint; says what it is
     ├── BadHeader             a safetensors header that breaks the format
     ├── BadIndex              an index file that breaks the format or leaves its folder
+    ├── UnknownScheme         quantised in a way that is not read, or with parts missing
     ├── MissingShard          the index and the files disagree
     ├── SourceChanged         the object is not the one that was pinned
     └── ShortRead             fewer or other bytes came back than were asked for
@@ -138,3 +139,9 @@ class BadIndex(CheckpointError):
     """An index file that breaks the format or points out of its folder."""
 
     code = "E1204"
+
+
+class UnknownScheme(CheckpointError):
+    """Codes whose values are not known: in a layout that is not read, or with scales missing."""
+
+    code = "E1205"

@@ -82,6 +82,7 @@ def comparison_document(opened: Opened) -> dict[str, Any]:
     told = [
         {"problems": [*(failure.sentence() for failure in failures), *(_told_of(one) if one else ())]}
         | ({"config": _digest(one.config)} if one and one.config is not None else {})
+        | ({"coded": _digest(one.coded)} if one and one.coded else {})
         for failures, one in zip(opened.failures, opened.checkpoints, strict=True)
     ]
     return {

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "diffai_dist"
 
 # Bottom first: a module imports only from names left of its own, and from its own package.
 LAYERS = """
-    errors dtypes storage checkpoint schemes formats comparison choosing grid partials kernels rows statistics records
+    errors dtypes storage checkpoint partials kernels schemes formats comparison choosing grid rows statistics records
     gram judging plan details chunks execute collect analyses matching whole layers terminal report cluster config
     opening run conclusions gates store reuse pipeline inspection request api listing explaining
     tracking demo console cli __init__ __main__

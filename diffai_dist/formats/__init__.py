@@ -14,6 +14,7 @@ from diffai_dist.formats.index import MAX_INDEX_BYTES, Index, parse_index
 from diffai_dist.formats.leftovers import leftovers_of
 from diffai_dist.formats.model_config import read_config
 from diffai_dist.formats.names import listed
+from diffai_dist.formats.quantised import as_values
 from diffai_dist.formats.safetensors import read_header
 from diffai_dist.storage import Profile, check_url, entries, folders, join, kind, pin, read, redact
 from diffai_dist.storage.urls import basename, parent
@@ -21,13 +22,16 @@ from diffai_dist.storage.urls import basename, parent
 SNAPSHOTS = "snapshots"  # of a model in a Hugging Face cache, beside refs and blobs
 
 
-def open_checkpoint(url: str, profile: Profile, with_config: bool = False) -> Checkpoint:
+def open_checkpoint(url: str, profile: Profile, with_config: bool = False, raw: bool = False) -> Checkpoint:
     """Read all headers of a checkpoint and none of its data; raises CheckpointError when nothing of it can be used.
 
-    `with_config` asks for the config.json of a folder, too, with one request more where there is one.
+    `with_config` asks for the config.json of a folder, too, with one request more where there is one. Quantised weights
+    are the values that they stand for; with `raw`, the codes and scales that are stored.
     """
     url = check_url(url)
-    return FORMATS[_format(url, profile)](url, profile, with_config)
+    format = _format(url, profile)
+    checkpoint = FORMATS[format](url, profile, with_config)
+    return checkpoint if raw else as_values(checkpoint, url if format == "folder" else parent(url), None, profile)
 
 
 def _format(url: str, profile: Profile) -> str:

@@ -16,20 +16,20 @@ MAX_OBJECTS = 20_000
 
 
 def read_config(
-    folder: str, files: Collection[str] | None, profile: Profile
+    folder: str, files: Collection[str] | None, profile: Profile, name: str = NAME
 ) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
     """The configuration in a folder whose `files` are known, or None; a warning where it cannot be used."""
-    if files is None or NAME not in files:
+    if files is None or name not in files:
         return None, ()
     try:
-        source = pin(join(folder, NAME), profile)
+        source = pin(join(folder, name), profile)
         if source.size > MAX_BYTES:
-            return None, (f"{NAME} was not used: {source.size:,} bytes, expected at most {MAX_BYTES:,}",)
+            return None, (f"{name} was not used: {source.size:,} bytes, expected at most {MAX_BYTES:,}",)
         return parse_config(read(source, 0, source.size, profile)), ()
     except NotStrict as error:
-        return None, (f"{NAME} was not used: {error}",)
+        return None, (f"{name} was not used: {error}",)
     except CheckpointError as error:
-        return None, (f"{NAME} was not used: {error.failure.found}",)
+        return None, (f"{name} was not used: {error.failure.found}",)
 
 
 def parse_config(text: bytes) -> Mapping[str, Any]:

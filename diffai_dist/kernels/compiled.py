@@ -27,8 +27,14 @@ _OPTIONS = {"nogil": True, "fastmath": False, "error_model": "numpy", "_nrt": Fa
 @functools.cache
 def sources() -> str:
     """Digest of everything that is compiled in. Numba's own stamp covers one file, and callees lie in others."""
-    package = Path(__file__).parent
-    files = [*sorted(package.glob("*.py")), package.parent / "partials.py", package.parent / "dtypes.py"]
+    package = Path(__file__).parents[1]
+    parts = (
+        *package.glob("kernels/*.py"),
+        *package.glob("schemes/*.py"),
+        package / "partials.py",
+        package / "dtypes.py",
+    )
+    files = sorted(parts)
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 
 

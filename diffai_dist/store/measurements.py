@@ -40,7 +40,8 @@ def measurement_key(role: str, members: Sequence[Checkpoint], settings: Settings
     pinned = [[(one.url, one.size, one.version) for one in member.sources] for member in members]
     part = settings.digest_part()
     chosen = [part[key] for key in ("include", "exclude", "ignore_keys_regex")]
-    text = json.dumps([ALGORITHM, role, pinned, chosen])
+    coded = [member.coded for member in members]
+    text = json.dumps([ALGORITHM, role, pinned, chosen, *([coded] if any(coded) else [])])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

@@ -1,0 +1,74 @@
+"""Stored codes, scales and zero points become one tensor, with the name and shape that it has unquantised."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+from diffai_dist.checkpoint import Checkpoint, Tensor
+from diffai_dist.errors import Failure, UnknownScheme
+from diffai_dist.formats.names import listed
+from diffai_dist.schemes import SCHEMES
+from diffai_dist.schemes.stored import Declared, Finder, Found, PartLost, Stored, Undecodable
+from diffai_dist.storage import redact
+
+_DTYPES = frozenset[str]().union(*(finder.dtypes for finder in SCHEMES))
+
+
+def may_be_quantised(checkpoint: Checkpoint) -> bool:
+    """Whether any tensor could be codes of a scheme, so that it is worth to look at what is declared."""
+    return any(next(_asked(tensor), None) for tensor in checkpoint.tensors.values())
+
+
+def told(checkpoint: Checkpoint) -> list[Tensor]:
+    """The small tensors whose content tells the finders what codes mean."""
+    endings = tuple(ending for finder in SCHEMES for ending in finder.told)
+    return [tensor for name, tensor in checkpoint.tensors.items() if endings and name.endswith(endings)]
+
+
+def logical(checkpoint: Checkpoint, declared: Declared, content: Mapping[str, bytes]) -> Checkpoint:
+    """The checkpoint with logical tensors in the place of their parts; what has no known values cannot be read."""
+    stored = Stored(checkpoint.tensors, checkpoint.unreadable, content, declared)
+    tensors, unreadable = dict(checkpoint.tensors), dict(checkpoint.unreadable)
+    remarks: dict[str, list[str]] = defaultdict(list)
+    for codes in checkpoint.tensors.values():
+        for finder, prefix, name in _asked(codes):
+            found = _found(finder, prefix, codes, stored)
+            if found is None:
+                continue
+            for part in (codes.name, *(prefix + part for part in finder.parts)):
+                tensors.pop(part, None)
+                unreadable.pop(part, None)
+            if isinstance(found, Undecodable):
+                unreadable[name] = _failure(codes, name, found)
+            else:
+                tensors[name] = found.tensor
+                for remark in found.remarks:
+                    remarks[remark].append(name)
+            break
+    told_together = (f"{remark} ({listed(names)})" for remark, names in remarks.items())
+    warnings = (*checkpoint.warnings, *told_together)
+    return dataclasses.replace(checkpoint, tensors=tensors, unreadable=unreadable, warnings=warnings)
+
+
+def _asked(codes: Tensor) -> Iterator[tuple[Finder, str, str]]:
+    """The finders that may know the tensor, with its prefix and the logical name."""
+    if codes.dtype in _DTYPES:
+        for finder in SCHEMES:
+            if (place := finder.prefix(codes)) is not None:
+                yield finder, *place
+
+
+def _found(finder: Finder, prefix: str, codes: Tensor, stored: Stored) -> Found | Undecodable | None:
+    try:
+        return finder.find(prefix, codes, stored)
+    except Undecodable as error:
+        return error
+
+
+def _failure(codes: Tensor, name: str, error: Undecodable) -> Failure:
+    if isinstance(error, PartLost):
+        return dataclasses.replace(error.failure, tensor=name)
+    where = redact(codes.spans[0].source.url)
+    return UnknownScheme(where, error.found, expected=error.expected, hint=error.hint, tensor=name).failure

@@ -1,0 +1,99 @@
+"""What a scheme is recognised by: names, dtypes and shapes of stored tensors, and what is declared beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffai_dist.checkpoint import Tensor
+from diffai_dist.errors import Failure
+
+
+class Undecodable(Exception):
+    """The codes of one tensor have no values that are known: in a layout that is not read, or with parts missing."""
+
+    def __init__(self, found: str, expected: str = "", hint: str = "--raw compares what is stored") -> None:
+        super().__init__(found)
+        self.found, self.expected, self.hint = found, expected, hint
+
+
+class PartLost(Undecodable):
+    """A part that is needed cannot be read; why is known."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.found, failure.expected, failure.hint)
+        self.failure = failure
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What a file beside the weights says of their quantisation; nothing in it is trusted."""
+
+    method: str = ""  # quant_method in lower case: gptq, fp8, compressed-tensors; "" where nothing is declared
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    file: str = ""  # its name, for messages
+
+    def number(self, *keys: str) -> int | None:
+        """The first of these fields that is an integer; a text or a float is none."""
+        return next((self.fields[key] for key in keys if type(self.fields.get(key)) is int), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The tensors of a checkpoint as they are stored, among which a scheme looks for its parts."""
+
+    tensors: Mapping[str, Tensor]
+    unreadable: Mapping[str, Failure] = field(default_factory=dict)
+    content: Mapping[str, bytes] = field(default_factory=dict)  # of the small tensors that a finder asked for
+    declared: Declared = field(default_factory=Declared)
+
+    def part(self, *names: str) -> Tensor | None:
+        """The first of these that is there; PartLost where one should be and cannot be read."""
+        for name in names:
+            if name in self.unreadable:
+                raise PartLost(self.unreadable[name])
+            if name in self.tensors:
+                return self.tensors[name]
+        return None
+
+    def needed(self, *names: str) -> Tensor:
+        """The first of these that is there; Undecodable where none is."""
+        found = self.part(*names)
+        if found is None:
+            raise Undecodable(f"its {' or '.join(name.rpartition('.')[2] for name in names)} is missing")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One logical tensor, and what is odd about how it is stored."""
+
+    tensor: Tensor
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finder:
+    """How a scheme is recognised.
+
+    `find` gets the prefix, the codes and all that is stored, for each tensor of one of `dtypes` whose name ends with
+    one of `suffixes`, which map to the ending of the logical name. It returns None where that is no part of its scheme,
+    and raises Undecodable where it is one without known values. Either way the tensors that are called as the prefix
+    and one of `parts` are not compared for themselves. `told` are endings of small tensors whose content is needed.
+    """
+
+    suffixes: Mapping[str, str]
+    dtypes: frozenset[str]
+    find: Callable[[str, Tensor, Stored], Found | None]
+    parts: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
+
+    def prefix(self, tensor: Tensor) -> tuple[str, str] | None:
+        """What comes before the suffix in the name of a tensor that may be its codes, and the logical name."""
+        if tensor.dtype in self.dtypes:
+            for suffix, ending in self.suffixes.items():
+                if tensor.name.endswith(suffix):
+                    prefix = tensor.name.removesuffix(suffix)
+                    return prefix, prefix + ending
+        return None
