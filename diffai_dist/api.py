@@ -139,6 +139,7 @@ def compare_group(baseline: str, candidate: str, settings: Settings) -> Group:
         pair_of(baseline, candidate),
         details=details_of(settings.analyses, settings.expect),
         with_config="config" in partials_of(settings.analyses),
+        raw=settings.raw,
     )
 
 
@@ -150,6 +151,7 @@ def compare(
     exclude: str | Sequence[str] = (),
     ignore_keys_regex: str | None = None,
     map: str | None = None,
+    raw: bool = False,
     epsilon: float | None = None,
     analyses: Sequence[str] = (),
     thresholds: Mapping[str, Mapping[str, Any]] | None = None,
@@ -166,9 +168,10 @@ def compare(
 ) -> Report:
     """Compare two checkpoints and return the report; the same as `diffai-dist compare`.
 
-    `analyses` are names, or "all"; `thresholds` as in `{"anomaly_detection": {"dead_row_share": 0.02}}`.
-    `storage_options` takes `endpoint_url`, `anon` and `profile`; secrets come from the environment. Workers are
-    processes: a script that asks for them does so under `if __name__ == "__main__":`.
+    With `raw`, codes of quantised weights are compared, not their values. `analyses` are names, or "all"; `thresholds`
+    as in `{"anomaly_detection": {"dead_row_share": 0.02}}`. `storage_options` takes `endpoint_url`, `anon` and
+    `profile`; secrets come from the environment. Workers are processes: a script that asks for them does so under
+    `if __name__ == "__main__":`.
     Raises UsageError, ClusterError or StoreError; what could not be read is in `failures` of the report.
     """
     settings = Settings(
@@ -181,6 +184,7 @@ def compare(
         unit_bytes,
         expect=expectations(_globs(expect_frozen), _globs(expect_changed), expect_cast),
         matching=matching_of(analyses_of(analyses), map),
+        raw=raw,
     )
     report = run(compare_group(baseline, candidate, settings), settings, store)
     report.raise_for_store()
@@ -220,6 +224,7 @@ def resumed(run: str, store: str, profile: Profile, place: Place) -> tuple[Group
         comparison["elementwise"],
         details_of(chosen["analyses"], expect),
         "config" in partials_of(chosen["analyses"]),
+        chosen["raw"],
     )
     settings = Settings(
         Selection(tuple(chosen["include"]), tuple(chosen["exclude"]), chosen["ignore_keys_regex"]),
@@ -235,6 +240,7 @@ def resumed(run: str, store: str, profile: Profile, place: Place) -> tuple[Group
         plan["unit_bytes"],
         expect=expect,
         matching=Matching.of(chosen["matching"]),
+        raw=chosen["raw"],
     )
     _check_unchanged(plan, open_group(group, settings.profile), settings)
     return group, settings
@@ -252,6 +258,8 @@ def _check_unchanged(plan: Mapping[str, Any], opened: Opened, settings: Settings
             raise SourceChanged(before["url"], "its index is not what it was", hint=hint)
         if before.get("config") != after.get("config"):
             raise SourceChanged(before["url"], "its config.json is not what it was", hint=hint)
+        if before.get("coded") != after.get("coded"):
+            raise SourceChanged(before["url"], "what is declared of its quantisation is not what it was", hint=hint)
     raise UsageError(f"run {plan['run']} was planned by another version of diffai-dist. {hint}")
 
 

@@ -33,6 +33,7 @@ class Group:
     elementwise: bool = True
     details: tuple[str, ...] = ()  # partials that the analyses ask for, out of partials.DETAILS
     with_config: bool = False  # whether an analysis reads the config.json of its members
+    raw: bool = False  # whether codes of quantised weights are compared, not the values that they stand for
 
 
 def pair_of(baseline: str, candidate: str) -> Group:
@@ -41,10 +42,10 @@ def pair_of(baseline: str, candidate: str) -> Group:
     return Group(tuple(Member(storage.redact(url), storage.redact(url)) for url in urls), urls, (Pair(0, 1),))
 
 
-def one_alone(checkpoint: str) -> Group:
+def one_alone(checkpoint: str, raw: bool = False) -> Group:
     """One checkpoint, compared with nothing."""
     url = storage.check_url(checkpoint)
-    return Group((Member(storage.redact(url), storage.redact(url)),), (url,), ())
+    return Group((Member(storage.redact(url), storage.redact(url)),), (url,), (), raw=raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ def open_group(group: Group, profile: Profile) -> Opened:
 
     def attempt(url: str) -> Checkpoint | CheckpointError:
         try:
-            return open_checkpoint(url, profile, group.with_config)
+            return open_checkpoint(url, profile, group.with_config, group.raw)
         except CheckpointError as error:
             return error
 

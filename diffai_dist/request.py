@@ -98,6 +98,7 @@ def settings_of(config: SweepConfig, verbose: bool = False) -> Settings:
         memory_bytes(cluster.unit_size, "--unit-size"),
         expect=expect,
         matching=matching_of(analyses, select.map),
+        raw=select.raw,
     )
 
 
@@ -146,4 +147,5 @@ def group_of(config: SweepConfig, now: datetime) -> Group:
         mode != "all" or config.elementwise,
         details_of(analyses, expectations(**asdict(config.expect))),
         "config" in partials_of(analyses),
+        config.select.raw,
     )

@@ -36,6 +36,7 @@ class Settings:
     unit_bytes: int | None = None
     expect: Expectations = field(default_factory=Expectations)
     matching: Matching = field(default_factory=Matching)
+    raw: bool = False  # codes of quantised weights as they are stored
 
     def __post_init__(self) -> None:
         if self.epsilon is not None and not 0 <= self.epsilon < math.inf:
@@ -62,6 +63,7 @@ class Settings:
                 "cast": self.expect.cast,
             },
             "matching": self.matching.document(),
+            "raw": self.raw,
             "algorithm": ALGORITHM,
         }
 

@@ -103,6 +103,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
         memory_bytes(options["unit_size"], "--unit-size"),
         expect=expectations(options["expect_frozen"], options["expect_changed"], options["expect_cast"]),
         matching=matching_of(analyses, options["map"]),
+        raw=options["raw"],
     )
 
 

@@ -33,11 +33,13 @@ storage_options = together(
     click.option("--profile", metavar="NAME", help="Profile of the AWS configuration files to take credentials from."),
 )
 
+raw_option = click.option("--raw", is_flag=True, help="Codes and scales as they are stored, not their values.")
 selection_options = together(
     click.option("--include", metavar="GLOB", multiple=True, help="Only tensors whose name matches; repeatable."),
     click.option("--exclude", metavar="GLOB", multiple=True, help="No tensors whose name matches; repeatable."),
     click.option("--ignore-keys-regex", metavar="REGEX", help="No tensors in whose name the pattern is found."),
     click.option("--map", metavar="FILE", type=click.Path(), help="Other names of tensors, and what is made of which."),
+    raw_option,
 )
 
 place_options = together(

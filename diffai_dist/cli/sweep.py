@@ -86,7 +86,7 @@ checkpoint_options = together(
 # What an option is called in a configuration; the others are not settings of a sweep.
 _SETTINGS = {
     **{name: name for name in ("baseline", "elementwise", "since", "until", "every", "latest", "name")},
-    **{name: f"select.{name}" for name in ("include", "exclude", "ignore_keys_regex", "map")},
+    **{name: f"select.{name}" for name in ("include", "exclude", "ignore_keys_regex", "map", "raw")},
     **{name: f"storage.{name}" for name in ("endpoint_url", "anon", "profile")},
     **{name: f"cluster.{name}" for name in ("workers", "scheduler", "threads", "memory_limit", "unit_size")},
     **{f"expect_{name}": f"expect.{name}" for name in ("frozen", "changed", "cast")},

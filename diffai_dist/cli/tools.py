@@ -7,20 +7,21 @@ from typing import Any
 
 import click
 
-from diffai_dist.cli.options import format_option, storage_options
+from diffai_dist.cli.options import format_option, raw_option, storage_options
 from diffai_dist.cli.output import end_with, profile_of
 from diffai_dist.console import print_chunks
 
 
 @click.argument("checkpoint", type=click.Path())
 @format_option
+@raw_option
 @storage_options
 def inspect(checkpoint: str, output: str, **options: Any) -> int:
     """List a checkpoint's tensors, shapes, dtypes, bytes and metadata, from its headers alone."""
     from diffai_dist.inspection import as_document, as_text
     from diffai_dist.opening import one_alone, open_group
 
-    opened = open_group(one_alone(checkpoint), profile_of(options))
+    opened = open_group(one_alone(checkpoint, options["raw"]), profile_of(options))
     if (found := opened.checkpoints[0]) is not None:
         document = as_document(found)
         print_chunks([json.dumps(document, indent=1) + "\n"] if output == "json" else as_text(document))

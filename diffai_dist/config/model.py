@@ -31,6 +31,8 @@ class Select:
     """No tensors in whose name this regular expression is found."""
     map: str | None = None
     """File of a map: which tensors are called otherwise in other checkpoints, which are fused."""
+    raw: bool = False
+    """Compare quantised weights as the codes and scales that are stored, not as the values that these stand for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
