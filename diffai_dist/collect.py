@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 
 import numpy as np
 
@@ -22,6 +22,51 @@ TABLES = {
 }
 
 
+class Tables(MutableMapping[tuple[int, int], np.ndarray]):
+    """Tables by tensor and column, as slices of what units gave: an array of each of 100,000 would outweigh them.
+
+    >>> tables = Tables(2, 1)
+    >>> tables.put(np.arange(3.0)[:, None], np.array([1, 2]), np.array([1, 0]), np.array([[True], [True]]))
+    >>> list(tables), tables[0, 0]
+    ([(0, 0), (1, 0)], array([1., 2.]))
+    """
+
+    def __init__(self, tensors: int, columns: int) -> None:
+        self._parts: list[np.ndarray] = []
+        self._where = np.full((tensors, columns, 3), -1, np.int64)  # part, start, stop
+
+    def put(self, table: np.ndarray, sizes: np.ndarray, tensors: np.ndarray, chosen: np.ndarray) -> None:
+        """Take a table [rows, columns] that holds so many rows of each of these tensors, of the `chosen` ones."""
+        ends = np.cumsum(sizes)
+        for column in np.flatnonzero(chosen.any(axis=0)).tolist():
+            rows = np.flatnonzero(chosen[:, column] & (sizes > 0))
+            part = np.full(len(rows), len(self._parts))
+            self._where[tensors[rows], column] = np.stack([part, ends[rows] - sizes[rows], ends[rows]], axis=1)
+            self._parts.append(np.ascontiguousarray(table[:, column]))
+
+    def __getitem__(self, key: tuple[int, int]) -> np.ndarray:
+        part, start, stop = self._where[key].tolist()
+        if part < 0:
+            raise KeyError(key)
+        found: np.ndarray = self._parts[part][start:stop]
+        return found
+
+    def __setitem__(self, key: tuple[int, int], table: np.ndarray) -> None:
+        self._where[key] = len(self._parts), 0, len(table)
+        self._parts.append(table)
+
+    def __delitem__(self, key: tuple[int, int]) -> None:
+        self[key]
+        self._where[key] = -1
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        tensors, columns = np.nonzero(self._where[..., 0] >= 0)
+        yield from zip(tensors.tolist(), columns.tolist(), strict=True)
+
+    def __len__(self) -> int:
+        return int(np.count_nonzero(self._where[..., 0] >= 0))
+
+
 class Collector:
     """Puts outcomes, in whatever order they come, at their places in the lanes' trees."""
 
@@ -36,9 +81,12 @@ class Collector:
         self.content = empty(CONTENT, self.moments.shape) if "content" in asked else None
         self.bitwise = empty(BITWISE, self.shifts.shape) if "bitwise" in asked else None
         self.histograms: dict[tuple[int, int], np.ndarray] = {}
-        self.tables = {name: dict[tuple[int, int], np.ndarray]() for name in TABLES}
+        widths = {"members": members, "pairs": len(comparison.pairs)}
+        self.tables = {name: Tables(tensors, widths[of]) for name, (_, _, of) in TABLES.items()}
         self.failures: dict[tuple[int, int], Failure] = {}
         self.waiting: dict[int, dict[int, Rows]] = {}
+        sides = [(pair.baseline, pair.candidate) for pair in comparison.pairs]
+        self._sides = np.array(sides, np.int64).reshape(-1, 2).T
 
     def add(self, unit: Unit, rows: Rows, failures: Iterable[tuple[int, int, Failure]] = ()) -> int:
         """Take what a unit gave; how many lanes it completes."""
@@ -65,39 +113,39 @@ class Collector:
             table[places[row], column] = found[row, column]
         if self.grams is not None and rows.grams is not None:
             np.add.at(self.grams, places, rows.grams)  # lanes of one tensor fill different places
-        if self.plan.comparison.details:
+        if self.plan.comparison.details and lanes:
             self._settle_details(lanes, rows)
 
     def _settle_details(self, lanes: Sequence[Lane], rows: Rows) -> None:
-        pairs = self.plan.comparison.pairs
-        ends = {counts: [0, *np.cumsum(sizes).tolist()] for counts, _, _ in TABLES.values()
-                if (sizes := getattr(rows, counts)) is not None}  # fmt: skip
-        for at, lane in enumerate(lanes):
-            there = {member for member, tensor in enumerate(lane.tensors) if tensor}
-            sides = [index for index, pair in enumerate(pairs) if _sides(pair) <= there]
-            own = {"members": sorted(there), "pairs": sides if lane.pairs else []}
-            real = {member for member, tensor in enumerate(lane.tensors) if tensor and is_real(tensor)}
-            if self.content is not None and rows.content is not None:
-                self.content[lane.tensor, own["members"]] = rows.content[at, own["members"]]
-            if self.bitwise is not None and rows.bitwise is not None:
-                self.bitwise[lane.tensor, own["pairs"]] = rows.bitwise[at, own["pairs"]]
-            for name, (counts, source, of) in TABLES.items():
-                if counts in ends and ends[counts][at] < ends[counts][at + 1]:
-                    table = getattr(rows, source)[ends[counts][at] : ends[counts][at + 1]]
-                    for column in own[of]:
-                        if ({column} if of == "members" else _sides(pairs[column])) <= real:
-                            self.tables[name][lane.tensor, column] = np.ascontiguousarray(table[:, column])
-            if rows.bins is not None:
-                for member, found in enumerate(split(rows, at)):
-                    if member in real and len(found):
-                        self.histograms[lane.tensor, member] = found.copy()
+        places = np.array([lane.tensor for lane in lanes], np.int64)
+        there = np.array([[tensor is not None for tensor in lane.tensors] for lane in lanes], bool)
+        real = np.array([[tensor is not None and is_real(tensor) for tensor in one.tensors] for one in lanes], bool)
+        paired = np.array([lane.pairs for lane in lanes], bool)[:, None]
+        before, after = self._sides
+        for table, found, own in (
+            (self.content, rows.content, there),
+            (self.bitwise, rows.bitwise, there[:, before] & there[:, after] & paired),
+        ):
+            if table is not None and found is not None:
+                row, column = np.nonzero(own)
+                table[places[row], column] = found[row, column]
+        valued = {"members": real, "pairs": real[:, before] & real[:, after] & paired}
+        for name, (counts, source, of) in TABLES.items():
+            if (sizes := getattr(rows, counts)) is not None and sizes.any():
+                self.tables[name].put(getattr(rows, source), sizes, places, valued[of])
+        if rows.bins is not None:
+            for at in np.flatnonzero(rows.bins.any(axis=1)).tolist():
+                for member, one in enumerate(split(rows, at)):
+                    if real[at, member] and len(one):
+                        self.histograms[lanes[at].tensor, member] = one.copy()
 
     def measurements(self) -> Measurements:
         """All that was measured; call it once every unit was added. An element that was not counted is a bug."""
+        counts = self.moments["count"].tolist()
         for lane in self.plan.lanes:
             for member, tensor in enumerate(lane.tensors):
-                counted = self.moments["count"][lane.tensor, member]
-                if tensor and (lane.tensor, member) not in self.failures and counted != tensor.elements:
+                counted = counts[lane.tensor][member]
+                if tensor and counted != tensor.elements and (lane.tensor, member) not in self.failures:
                     name = self.plan.comparison.aligned[lane.tensor].name
                     raise AssertionError(f"tensor {name!r}: {counted} of {tensor.elements} elements were measured")
         return Measurements(self.plan.comparison, self.moments, self.shifts, self.failures, self.grams, self._details())

@@ -40,12 +40,18 @@ class DetailTables:
         self._counting: int | None = None  # the subtree whose bins they are
         self._all_counted = "histogram" in asked
 
-    def places(self, subtree: int, slot: int, first: int) -> tuple[int, int, int]:
-        """Index of the row that holds the element, elements of a row, index of its first column; 0 and -1 for none."""
-        one = self.unit.subtrees[subtree]
-        row = self.rows_from[subtree] + (first - one.first) // one.row if one.row else 0
-        column = self.columns_from[subtree] + (slot - self.slots[subtree]) * one.width if one.width else -1
-        return row, one.row, column
+    def places(self, pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of pieces (subtree, slot, first): their rows' index and elements, 0 for none; the first columns', or -1."""
+        subtree, slot, first = pieces[:, :3].T
+        rows_from, columns_from, slots = (
+            np.array(starts, np.int64)[subtree] for starts in (self.rows_from, self.columns_from, self.slots)
+        )
+        row, width, begins = (
+            np.array([getattr(one, name) for one in self.unit.subtrees], np.int64)[subtree]
+            for name in ("row", "width", "first")
+        )
+        inside = np.where(row > 0, rows_from + (first - begins) // np.maximum(row, 1), 0)
+        return inside, row, np.where(width > 0, columns_from + (slot - slots) * width, -1)
 
     def measure(
         self,
@@ -65,8 +71,7 @@ class DetailTables:
         """Measure pieces (the subtree, slot, first element and number of elements of each) in full."""
         from diffai_dist import kernels
 
-        where = np.array([self.places(subtree, slot, first) for subtree, slot, first, _ in pieces], np.int64)
-        rows_at, widths, columns_at = (np.ascontiguousarray(where[:, column]) for column in range(3))
+        rows_at, widths, columns_at = self.places(np.array(pieces, np.int64))
         out = kernels.DetailRows(
             self.content, self.bitwise, self.rows, self.row_shifts, self.columns, self.column_shifts
         )
@@ -75,14 +80,14 @@ class DetailTables:
             arena, slots, base, count, bits, codes, pairs, *tables, rows_at, widths, columns_at, out
         )
         if self._counts is not None:
-            for piece, (subtree, *_) in enumerate(pieces):
-                own = bits[piece] if self._all_counted else np.where(kernels.is_byte(codes[piece]), bits[piece], -1)
-                self._count(arena, subtree, int(count[piece]), own, codes[piece])
+            own = bits if self._all_counted else np.where(kernels.is_byte(codes), bits, -1)
+            for piece in np.flatnonzero((own >= 0).any(axis=1)).tolist():
+                self._count(arena, pieces[piece][0], int(count[piece]), own[piece], codes[piece])
 
     def _count(self, arena: np.ndarray, subtree: int, count: int, bits: np.ndarray, codes: np.ndarray) -> None:
         from diffai_dist import kernels
 
-        if self._counts is None or not (bits >= 0).any():
+        if self._counts is None:
             return
         if subtree != self._counting:
             self._keep_counts()
@@ -107,8 +112,10 @@ class DetailTables:
         runs = list(itertools.pairwise(self.slots))
         for name, rows in (("content", self.content), ("bitwise", self.bitwise)):
             if rows is not None:
-                trees = [merge_tree(rows[a:b], merge_of(name)) if b - a > 1 else rows[a] for a, b in runs]
-                found[name] = np.stack(trees) if trees else rows[:0]
+                found[name] = rows[list(self.slots[:-1])]
+                for subtree, (a, b) in enumerate(runs):
+                    if b - a > 1:
+                        found[name][subtree] = merge_tree(rows[a:b], merge_of(name))
         if {"rows", "columns"}.intersection(self.unit.details):
             found |= {"heights": np.array(self.heights, np.int64), "rows": self.rows, "row_shifts": self.row_shifts}
         if "columns" in self.unit.details:
@@ -116,16 +123,18 @@ class DetailTables:
             found |= {name: self._summed(getattr(self, name)) for name in ("columns", "column_shifts")}
         if self._counts is not None:
             self._keep_counts()
-            members = range(self.unit.members)
-            none = np.zeros(0, HISTOGRAM)
-            every = [[self.histograms.get((subtree, m), none) for m in members] for subtree in range(len(runs))]
-            found["bins"] = np.array([[len(one) for one in row] for row in every], np.int64)
-            found["histograms"] = np.concatenate([none, *(one for row in every for one in row)])
+            counted = sorted(self.histograms.items(), key=lambda item: item[0])
+            found["bins"] = np.zeros((len(runs), self.unit.members), np.int64)
+            for place, one in counted:
+                found["bins"][place] = len(one)
+            found["histograms"] = np.concatenate([np.zeros(0, HISTOGRAM), *(one for _, one in counted)])
         self._forget(found, failures)
         return found
 
     def _summed(self, columns: np.ndarray) -> np.ndarray:
         """Columns of whole subtrees from those of their leaves."""
+        if self.columns_from[-1] == sum(self.widths):  # each has one leaf
+            return columns
         parts = [columns[:0]]
         for start, stop, width in zip(self.columns_from, self.columns_from[1:], self.widths, strict=False):
             if width:

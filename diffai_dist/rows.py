@@ -34,8 +34,10 @@ class Rows:
     histograms: np.ndarray | None = None  # HISTOGRAM [sum of bins], member after member
 
     def __getitem__(self, chosen: Sequence[int]) -> Rows:
-        """Some of the subtrees."""
+        """Some of the subtrees; all of them are no copy."""
         rows = list(chosen)
+        if rows == list(range(len(self.moments))):
+            return self
         found = {name: _take(getattr(self, name), rows) for name in _BY_SUBTREE}
         for counts, tables in _TABLES.items():
             if (sizes := getattr(self, counts)) is not None:
@@ -72,9 +74,9 @@ def _take(array: np.ndarray | None, rows: Sequence[int] | np.ndarray) -> np.ndar
 def _places(sizes: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
     """Where in a table the rows of the chosen subtrees lie."""
     totals = sizes.reshape(len(sizes), -1).sum(axis=1)
-    ends = np.cumsum(totals)
-    parts = [np.arange(ends[one] - totals[one], ends[one]) for one in chosen]
-    return np.concatenate([np.zeros(0, np.int64), *parts])
+    starts, lengths = (np.cumsum(totals) - totals)[chosen], totals[chosen]
+    behind = np.cumsum(lengths) - lengths  # where each begins among those that are taken
+    return np.repeat(starts - behind, lengths) + np.arange(lengths.sum())
 
 
 def merge_tree(rows: np.ndarray, merge: Callable[[np.ndarray, np.ndarray], None]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def same(some: Details, others: Details) -> None:
     """To the bit."""
     for field in dataclasses.fields(Details):
         left, right = getattr(some, field.name), getattr(others, field.name)
-        if isinstance(left, dict):
+        if isinstance(left, Mapping):
             assert left.keys() == right.keys()
             assert all(left[key].tobytes() == right[key].tobytes() for key in left), field.name
         else:
@@ -119,6 +120,22 @@ def test_codes_are_the_bins_of_tensors_of_8_bits(tmp_path: Path) -> None:
         int(value.astype(np.float32).view(np.uint32) >> 16): count for value, count in zip(values, counts, strict=True)
     }
     assert {int(one["bin"]): int(one["count"]) for one in found[1, 0]} == patterns
+
+
+def test_many_small_tensors_share_the_arrays_of_their_unit(tmp_path: Path) -> None:
+    noise = np.random.default_rng(5)
+    states = [{f"h.{i}.w": noise.normal(size=(3, 16)).astype(np.float32) for i in range(300)} for _ in range(2)]
+    plan = planned(tuple(models.write(tmp_path / f"{i}.safetensors", one) for i, one in enumerate(states)))
+    found = details_of(plan)
+    for name, columns in (("rows", 2), ("row_shifts", 1), ("columns", 2), ("column_shifts", 1)):
+        tables = getattr(found, name)
+        assert len(tables) == len(list(tables)) == 300 * columns
+        holders = [one.base for one in tables.values()]
+        assert len({id(one) for one in holders}) <= columns * len(list(plan.units())), name
+        assert all(one is not None for one in holders)
+    for (i, member), rows in found.rows.items():
+        weights = states[member][plan.comparison.aligned[i].name].astype(np.float64)
+        np.testing.assert_allclose(rows["squares"], (weights**2).sum(axis=1), rtol=1e-12)
 
 
 def test_unit_records_hold_them(pair: tuple[Path, Path]) -> None:

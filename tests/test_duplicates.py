@@ -16,8 +16,9 @@ import pytest
 
 import details_oracle
 import transformer
-from diffai_dist.analyses import telling
+from diffai_dist.analyses import duplicates, telling
 from diffai_dist.analyses.duplicate_detection import DuplicateDetection
+from diffai_dist.analyses.roles import block
 from diffai_dist.analyses.series import Series
 from diffai_dist.records import AnalysisRecord, Details, Finding, Member
 
@@ -147,6 +148,16 @@ def test_a_layer_that_is_an_earlier_one_is_one_finding() -> None:
     assert {row["kind"] for row in record.result["groups"]} == {"layers", "buffers"}
     arrays["model.layers.4.self_attn.q_proj.weight"][0] += 1
     assert [one.rule for one in find(arrays).findings] == ["identical-tensors"] * 2
+
+
+def test_many_equal_layers_are_those_of_the_first_and_names_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(duplicates, "block", lambda name: asked.append(name) or block(name))
+    weight = np.random.default_rng(3).normal(size=(4, 4)).astype(np.float32)
+    record = find({f"model.layers.{i}.weight": weight for i in range(200)})
+    assert record.result["layers_of"] == 199
+    assert {row["equal_to"] for row in record.result["layers"]} == {"model.layers.0"}
+    assert len(asked) == 200
 
 
 def test_single_tensors_of_several_blocks_are_told() -> None:

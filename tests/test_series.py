@@ -20,14 +20,15 @@ from hypothesis import strategies as st
 
 import models
 from diffai_dist import sweep
-from diffai_dist.analyses import SERIES, anomaly_detection, lengths, series, staleness_check, updates
+from diffai_dist.analyses import SERIES, anomaly_detection, closeness, lengths, series, staleness_check, updates
 from diffai_dist.analyses.anomaly_detection import AnomalyDetection
-from diffai_dist.analyses.convergence_analysis import CONFOUND, ConvergenceAnalysis
+from diffai_dist.analyses.convergence_analysis import CONFOUND, ConvergenceAnalysis, _grouped, _Path
 from diffai_dist.analyses.series import Series
 from diffai_dist.analyses.similarity_matrix import SimilarityMatrix
 from diffai_dist.analyses.staleness_check import StalenessCheck
 from diffai_dist.analyses.update_anomaly import UpdateAnomaly
 from diffai_dist.errors import Failure
+from diffai_dist.gram import gram_changes
 from diffai_dist.records import AnalysisRecord, Finding, Member
 from trajectories import Weights, series_of, trained
 
@@ -243,6 +244,25 @@ def whole_numbers(seed: int) -> np.ndarray:
     values = np.random.default_rng(seed).integers(-3, 4, 1000).astype(np.float32)
     values[0], values[100], values[116] = 9, 1, 2
     return values
+
+
+@pytest.mark.parametrize("pairs", ["consecutive", None])
+def test_blocks_of_one_update_are_taken_together(pairs: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise, asked = np.random.default_rng(9), []
+    sizes = [1, 2, 3] * 20  # tensors of a block
+    names = [f"h.{block}.{part}.weight" for block, size in enumerate(sizes) for part in range(size)]
+    states = [{name: noise.normal(size=(4, 6)) * 1e-3 for name in names}]
+    states.append({name: weight + (name < "h.5") * noise.normal(size=(4, 6)) for name, weight in states[0].items()})
+    found = series_of(states, anchor=0, **({"pairs": pairs} if pairs else {}))
+    apart = [
+        ConvergenceAnalysis()._summary(_Path(found, [0, 1], group))
+        for _, group in _grouped(found, range(len(names)))
+    ]
+    monkeypatch.setattr(closeness, "gram_changes", lambda *given: asked.append(1) or gram_changes(*given))
+    result = ConvergenceAnalysis()(found).result
+    assert [{key: value for key, value in row.items() if key != "block"} for row in result["blocks"]] == apart
+    assert {row["plane_share"] for row in result["blocks"]} == {1.0, None}
+    assert len(asked) == 3 * (1 + len(set(sizes)))  # of the whole and of each size, whatever the number of blocks
 
 
 def test_equal_statistics_alone_prove_no_duplicate() -> None:

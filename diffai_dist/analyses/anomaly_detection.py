@@ -151,13 +151,13 @@ class AnomalyDetection:
 
         oddities = Oddities(series, self)
         troubles = sorted(_troubles(series, oddities.found()), key=lambda one: (one.first, one.worst.tensor))
-        details, without = series.measured.details, oddities.without_rows()
+        without = oddities.without_rows()
         return {
             "checks": list(self.rules),
-            "rows": len({tensor for tensor, _ in oddities.judged(details.rows)}),
+            "rows": len({tensor for tensor, _ in oddities.judged["row"]}),
             "without_rows": len(without),
             "without_rows_first": [series.tensors[tensor] for tensor in without[:_NAMES]],
-            "columns": len({tensor for tensor, _ in oddities.judged(details.columns)}),
+            "columns": len({tensor for tensor, _ in oddities.judged["column"]}),
             "stacks": len(oddities.stacks),
             "expected_zero": int(oddities.expected_zeros.any(axis=1).sum()),
             "odd": [_odd_row(series, one) for one in troubles[:_ROWS]],

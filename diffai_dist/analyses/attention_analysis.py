@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffai_dist.analyses.base import Kind, finding, threshold
+from diffai_dist.analyses.bounding import gathered
 from diffai_dist.analyses.telling import told_here
 from diffai_dist.records import AnalysisRecord, Finding, Measurements, TensorRecord
 
@@ -71,7 +72,7 @@ class AttentionAnalysis:
             "heads": sorted(every, key=lambda row: -row["rel_l2"])[:_ROWS],
         }
         findings = [*self._dead(heads), *self._growing(rows)]
-        return AnalysisRecord(self.name, result, tuple(self._bounded(findings)))
+        return AnalysisRecord(self.name, result, tuple(gathered(self, findings)))
 
     def _layer_row(self, heads: Heads, layer: Layer, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         from diffai_dist.analyses.lines import number, tensor_lines
@@ -124,14 +125,6 @@ class AttentionAnalysis:
         for row in rows:
             if row["qk_growth"] is not None and row["qk_growth"] > self.qk_growth:
                 yield finding(self, "qk-growth", "info", row["layer"], row["qk_growth"], "qk_growth")
-
-    def _bounded(self, findings: Sequence[Finding]) -> Iterator[Finding]:
-        for rule in self.rules:
-            found = [one for one in findings if one.rule == rule]
-            if len(found) > self.listed:
-                yield finding(self, rule, found[0].severity, None, len(found), "listed")
-            else:
-                yield from found
 
 
 def _head_rows(heads: Heads, layer: Layer) -> Iterator[dict[str, Any]]:

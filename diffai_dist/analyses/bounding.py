@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
+from diffai_dist.analyses.base import finding
 from diffai_dist.records import SEVERITIES, Finding
 
 MOST = 20
@@ -27,3 +29,13 @@ def bounded(findings: Iterable[Finding], most: int = MOST) -> Iterator[Finding]:
     for rule, rest in others.items():
         worst = min(rest, key=lambda one: SEVERITIES.index(one.severity)).severity
         yield Finding(rule, worst, None, len(rest), most, f"findings of this rule beyond the first {most}")
+
+
+def gathered(analysis: Any, findings: Sequence[Finding]) -> Iterator[Finding]:
+    """The findings rule by rule; of a rule with more than `listed` of the analysis, one that counts them all."""
+    for rule in analysis.rules:
+        found = [one for one in findings if one.rule == rule]
+        if len(found) > analysis.listed:
+            yield finding(analysis, rule, found[0].severity, None, len(found), "listed")
+        else:
+            yield from found

@@ -53,14 +53,21 @@ class Closeness:
 
 def closeness(series: Series, tensors: Sequence[int]) -> Closeness:
     """Each pair over those of the tensors that both members have."""
+    found = closenesses(series, np.asarray(tensors, np.int64)[:, None])
+    return Closeness(**{name: getattr(found, name)[0] for name in COLUMNS})
+
+
+def closenesses(series: Series, groups: np.ndarray) -> Closeness:
+    """The same of groups of equally many tensors, [tensors, groups], at once: arrays [groups, members, members]."""
     number = len(series.members)
     ends = np.indices((number, number)).reshape(2, -1).T
-    gram = series.grams(tensors)[0]
-    norms = _norms(series, tensors)
-    sides = np.stack([norms, norms.T], axis=-1).reshape(-1, 2)
-    cells = _cells(np.moveaxis(gram[:, ends[:, :, None], ends[:, None, :]], 1, 0), Pair(0, 1), sides)
-    found = {name: column.reshape(number, number) for name, column in cells.items()}
-    _put_measured(series, tensors, found)
+    gram = series.grams(groups)[0]
+    norms = _norms(series, groups)
+    sides = np.stack([norms, norms.swapaxes(1, 2)], axis=-1).reshape(-1, 2)
+    grams = np.moveaxis(gram[:, :, ends[:, :, None], ends[:, None, :]], 2, 1)
+    cells = _cells(grams.reshape(-1, *grams.shape[2:]), Pair(0, 1), sides)
+    found = {name: column.reshape(-1, number, number) for name, column in cells.items()}
+    _put_measured(series, groups, found)
     return Closeness(**found)
 
 
@@ -69,34 +76,32 @@ def _cells(grams: np.ndarray, pair: Pair, norms: np.ndarray) -> dict[str, np.nda
     return {name: np.array(columns[name], np.float64) for name in COLUMNS}
 
 
-def _norms(series: Series, tensors: Sequence[int]) -> np.ndarray:
+def _norms(series: Series, groups: np.ndarray) -> np.ndarray:
     """Σ x² of the row's member over the tensors of a pair; NaN where the Gram counts other elements than MOMENTS."""
     if series.measured.grams is None:
         raise ValueError("no Gram was measured")
-    chosen = np.asarray(tensors, np.int64)
-    there, finite = series.products[chosen], series.measured.moments["finite"][chosen]
-    counted = series.measured.grams[chosen, GRAM.index("count")]
-    own = np.where(counted == finite[:, :, None], series.norms2[chosen][:, :, None], np.nan)
-    both = there[:, :, None] & there[:, None, :]
+    there, finite = series.products[groups], series.measured.moments["finite"][groups]
+    counted = series.measured.grams[groups, GRAM.index("count")]
+    own = np.where(counted == finite[..., None], series.norms2[groups][..., None], np.nan)
+    both = there[..., :, None] & there[..., None, :]
     norms: np.ndarray = np.where(both, own, 0.0).sum(axis=0)
     return norms
 
 
-def _put_measured(series: Series, tensors: Sequence[int], cells: dict[str, np.ndarray]) -> None:
+def _put_measured(series: Series, groups: np.ndarray, cells: dict[str, np.ndarray]) -> None:
     """Put the pairs all of whose tensors were measured element by element in place of what the Gram tells."""
     pairs = np.array([(one.baseline, one.candidate) for one in series.measured.comparison.pairs], np.int64).reshape(
         -1, 2
     )
-    chosen = np.asarray(tensors, np.int64)
-    there = series.products[chosen]
-    both = there[:, pairs[:, 0]] & there[:, pairs[:, 1]]
-    closer = np.flatnonzero((series.by_elements[chosen] | ~both).all(axis=0) & both.any(axis=0))
-    shifts, both = series.measured.shifts[chosen][:, closer], both[:, closer]
-    i, j = pairs[closer].T
-    forth, norms = _as_grams(shifts, both)
-    for (row, column), pair, sides in (((i, j), Pair(0, 1), norms), ((j, i), Pair(1, 0), norms[:, ::-1])):
-        for name, values in _cells(forth, pair, sides).items():
-            cells[name][row, column] = values
+    there = series.products[groups]
+    both = there[..., pairs[:, 0]] & there[..., pairs[:, 1]]
+    closer = (series.by_elements[groups] | ~both).all(axis=0) & both.any(axis=0)
+    group, pair = np.nonzero(closer)
+    i, j = pairs[pair].T
+    forth, norms = _as_grams(series.measured.shifts[groups[:, group], pair], both[:, group, pair])
+    for (row, column), way, sides in (((i, j), Pair(0, 1), norms), ((j, i), Pair(1, 0), norms[:, ::-1])):
+        for name, values in _cells(forth, way, sides).items():
+            cells[name][group, row, column] = values
 
 
 def _as_grams(shifts: np.ndarray, both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

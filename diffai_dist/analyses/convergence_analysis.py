@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +14,9 @@ from diffai_dist.analyses.roles import block
 from diffai_dist.records import AnalysisRecord, Finding
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from diffai_dist.analyses.lengths import Length
     from diffai_dist.analyses.series import Series
     from diffai_dist.analyses.trend import Trend
 
@@ -25,6 +28,7 @@ _LOST = (
     "{} updates and {} angles between updates are lost to rounding about the anchor: choose another with --baseline, "
     "or measure --pairs all --elementwise"
 )
+_BATCH = 4096  # groups of tensors that are looked at together
 _LABELS = "a label of the trend needs {} updates that moved; there are {}"
 
 
@@ -102,8 +106,10 @@ class ConvergenceAnalysis:
             return AnalysisRecord(self.name, {**result, "label": "insufficient", "cannot": nothing})
         path = _Path(series, members, tensors)
         summary = self._summary(path)
+        groups = dict(_grouped(series, tensors))
         blocks = [
-            {"block": name, **self._summary(_Path(series, members, group))} for name, group in _grouped(series, tensors)
+            {"block": name, **self._summary(one)}
+            for name, one in zip(groups, _paths(series, members, list(groups.values())), strict=True)
         ]
         result |= {
             **summary,
@@ -114,7 +120,7 @@ class ConvergenceAnalysis:
         }
         return AnalysisRecord(self.name, result, tuple(self._findings(path, summary)))
 
-    def _summary(self, path: _Path) -> dict[str, Any]:
+    def _summary(self, path: _Path | _Step) -> dict[str, Any]:
         trend = path.trend()
         label = self._label(path, trend)
         return {
@@ -127,12 +133,12 @@ class ConvergenceAnalysis:
             "trend_p": trend.p if trend else None,
             "trend_s": trend.s if trend else None,
             "log_slope_per_step": trend.slope if trend else None,
-            "updates_that_moved": int((path.lengths > 0.0).sum()),
+            "updates_that_moved": path.moved,
             "updates_lost_to_rounding": path.lost,
             "cosines_lost_to_rounding": path.lost_angles,
         }
 
-    def _label(self, path: _Path, trend: Trend | None) -> str:
+    def _label(self, path: _Path | _Step, trend: Trend | None) -> str:
         cosine = path.median_cosine()
         if trend is None or trend.points < self.fewest or path.lost or path.lost_angles:
             return "insufficient"
@@ -145,14 +151,13 @@ class ConvergenceAnalysis:
 
     def _cannot(self, path: _Path) -> str | None:
         """What so few checkpoints do not tell; None where they tell all that there is."""
-        moved = int((path.lengths > 0.0).sum())
         missing = []
         if path.lost or path.lost_angles:
             missing.append(_LOST.format(path.lost, path.lost_angles))
         if len(path.updates) < 2:
             missing.append("two checkpoints give one update: no angle between updates, no path beside the displacement")
-        if moved < self.fewest:
-            missing.append(_LABELS.format(self.fewest, moved))
+        if path.moved < self.fewest:
+            missing.append(_LABELS.format(self.fewest, path.moved))
         if not path.lost and (any(fit["aicc"] is None for fit in path.fits) or not path.fits):
             missing.append("too few points to choose a law of distance or of updates")
         return "; ".join(missing) or None
@@ -189,6 +194,11 @@ class _Path:
     def lost(self) -> int:
         """How many updates may be nothing but rounding."""
         return sum(not one.known for one in self.moves)
+
+    @property
+    def moved(self) -> int:
+        """How many updates are not 0."""
+        return int((self.lengths > 0.0).sum())
 
     @property
     def blur(self) -> float:
@@ -247,25 +257,10 @@ class _Path:
         return float(np.median(known)) if known else None
 
     def plane_share(self) -> float | None:
-        """Of the scatter around the mean, in its two main directions: the largest eigenvalues of the centred Gram.
-
-        That is -1/2 of the centred squared distances; no eigenvalue is further off than their errors (Weyl 1912).
-        """
+        """Of the scatter around the mean, in its two main directions."""
         import numpy as np
 
-        from diffai_dist.analyses.closeness import closeness
-        from diffai_dist.analyses.lengths import BLURRED
-
-        near, chosen = closeness(self.series, self.tensors), np.ix_(self.members, self.members)
-        squares, errors = near.squares[chosen], near.square_errors[chosen]
-        if not np.isfinite(squares).all():
-            return None
-        centred = squares - squares.mean(axis=0)
-        centred -= centred.mean(axis=1, keepdims=True)
-        powers = np.maximum(np.linalg.eigvalsh((centred + centred.T) / -4.0), 0.0)
-        scatter = float(squares.sum()) / (2 * len(squares))
-        blur = float(np.sqrt((errors**2).sum()) + errors.sum() / (2 * len(squares)))
-        return _ratio(float(powers[-2:].sum()), float(powers.sum())) if blur <= BLURRED * scatter else None
+        return _plane_shares(self.series, self.members, np.array(self.tensors)[:, None])[0]
 
     @cached_property
     def fits(self) -> list[dict[str, Any]]:
@@ -304,6 +299,93 @@ class _Path:
             }
             for before, after, gap, u, error, cosine, blur, distance in zip(*columns, strict=False)
         ]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A way of one update, which has no trend and no angle."""
+
+    move: Length
+    plane: float | None
+    lost_angles: ClassVar[int] = 0
+    span: ClassVar[float] = 0.0
+    blur: ClassVar[float] = 0.0
+
+    @property
+    def length(self) -> float:
+        """NaN where it may be nothing but rounding."""
+        return self.move.value
+
+    @property
+    def distances(self) -> tuple[float]:
+        """From the first member."""
+        return (self.length,)
+
+    @property
+    def lost(self) -> int:
+        """Whether it may be nothing but rounding."""
+        return int(not self.move.known)
+
+    @property
+    def moved(self) -> int:
+        """Whether it is not 0."""
+        return int(self.length > 0.0)
+
+    def straightness(self) -> float | None:
+        """Of a line."""
+        return 1.0 if self.moved else None
+
+    def plane_share(self) -> float | None:
+        """As of any way."""
+        return self.plane
+
+    def trend(self) -> None:
+        """It takes two updates."""
+
+    def median_cosine(self) -> None:
+        """It takes two updates."""
+
+
+def _paths(series: Series, members: Sequence[int], groups: Sequence[list[int]]) -> Iterator[_Path | _Step]:
+    """The ways through the tensors of each group; those of one update, of which any pair has one, taken together."""
+    import numpy as np
+
+    if len(members) > 2:
+        yield from (_Path(series, members, group) for group in groups)
+        return
+    planes = dict[int, float | None]()
+    for size in {len(group) for group in groups}:
+        alike = [place for place, group in enumerate(groups) if len(group) == size]
+        for places in (alike[start : start + _BATCH] for start in range(0, len(alike), _BATCH)):
+            chosen = np.array([groups[place] for place in places], np.int64).T
+            planes |= dict(zip(places, _plane_shares(series, members, chosen), strict=True))
+    distances = series.distances(*members)
+    yield from (_Step(distances.of(group), planes[place]) for place, group in enumerate(groups))
+
+
+def _plane_shares(series: Series, members: Sequence[int], groups: np.ndarray) -> list[float | None]:
+    """Of groups [tensors, groups] the share of the two largest eigenvalues of the centred Gram; None where it is lost.
+
+    That is -1/2 of the centred squared distances; no eigenvalue is further off than their errors (Weyl 1912).
+    """
+    import numpy as np
+
+    from diffai_dist.analyses.closeness import closenesses
+    from diffai_dist.analyses.lengths import BLURRED
+
+    near, (rows, columns) = closenesses(series, groups), np.ix_(members, members)
+    squares, errors = near.squares[:, rows, columns], near.square_errors[:, rows, columns]
+    known = np.isfinite(squares).all(axis=(1, 2))
+    squares = np.where(known[:, None, None], squares, 0.0)
+    centred = squares - squares.mean(axis=1, keepdims=True)
+    centred -= centred.mean(axis=2, keepdims=True)
+    powers = np.maximum(np.linalg.eigvalsh((centred + centred.swapaxes(1, 2)) / -4.0), 0.0)
+    scatter, twice = squares.sum(axis=(1, 2)), 2 * len(members)
+    with np.errstate(invalid="ignore"):
+        blur = np.sqrt((errors**2).sum(axis=(1, 2))) + errors.sum(axis=(1, 2)) / twice
+        known &= blur <= BLURRED * (scatter / twice)
+    parts = zip(known.tolist(), powers[:, -2:].sum(axis=1).tolist(), powers.sum(axis=1).tolist(), strict=True)
+    return [_ratio(part, every) if sure else None for sure, part, every in parts]
 
 
 def _kept(series: Series) -> tuple[list[int], list[int]]:

@@ -70,8 +70,9 @@ class DuplicateDetection:
         from diffai_dist.analyses.duplicates import Duplicates  # brings NumPy, which --help does not need
 
         found = Duplicates(series)
-        groups = runs(series, found.groups)
-        layers = runs(series, lambda member: found.layers(member, found.groups(member)))
+        own = [found.groups(member) for member in range(len(series.members))]
+        groups = runs(series, own.__getitem__)
+        layers = runs(series, lambda member: found.layers(member, own[member]))
         rows = runs(series, lambda member: tuple(found.rows(member)))
         result: dict[str, Any] = {
             "checked": int(found.known.any(axis=1).sum()) or None,

@@ -84,12 +84,13 @@ class Duplicates:
 
     def groups(self, member: int) -> tuple[Group, ...]:
         """Two tensors and more with the same bits."""
-        content, moments = self.series.measured.details.content, self.series.measured.moments
-        found: dict[Hashable, list[int]] = {}
-        for tensor in np.flatnonzero(self.known[:, member] & ~self.constant[:, member]).tolist():
+        content, found = self.series.measured.details.content, dict[Hashable, list[int]]()
+        chosen = np.flatnonzero(self.known[:, member] & ~self.constant[:, member])
+        digests = [] if content is None else content["digest"][chosen, member].tolist()
+        for tensor, digest in zip(chosen.tolist(), digests, strict=True):
             one = self.series.measured.comparison.aligned[tensor].tensors[member]
-            if one is not None and content is not None:
-                digest, statistics = int(content["digest"][tensor, member]), moments[tensor, member].tobytes()
+            if one is not None:
+                statistics = self.series.measured.moments[tensor, member].tobytes()
                 found.setdefault((one.dtype, one.shape, digest, statistics), []).append(tensor)
         several = [tensors for tensors in found.values() if len(tensors) > 1]
         return tuple(
@@ -104,19 +105,21 @@ class Duplicates:
         for tensor in np.flatnonzero(self.known[:, member] & ~self.constant[:, member]).tolist():
             if self.stacks[tensor] != self.series.tensors[tensor] and not self.buffers[tensor]:
                 blocks.setdefault(block(self.series.tensors[tensor]), []).append(tensor)
-        found = []
+        found, first = [], dict[Hashable, str]()
         for path, tensors in blocks.items():
-            if all(tensor in of for tensor in tensors) and (earlier := self._earlier(path, tensors, of, blocks)):
-                found.append(Layer(path, earlier, tuple(tensors)))
+            if all(tensor in of for tensor in tensors):
+                parts = frozenset((self.stacks[tensor], of[tensor].tensors[0]) for tensor in tensors)
+                if (earlier := first.setdefault(parts, path)) != path:
+                    found.append(Layer(path, earlier, tuple(tensors)))
         return tuple(found)
 
     def rows(self, member: int) -> Iterator[EqualRows]:
         """Rows of embeddings and heads that are equal by their statistics; not those of zeros."""
         for tensor, kind in enumerate(self.roles):
-            table = self.series.measured.details.rows.get((tensor, member))
-            if kind not in ("embed", "head") or table is None:
+            if kind not in ("embed", "head"):
                 continue
-            if self.series.sizes[tensor, member] < SHORTEST * len(table):
+            table = self.series.measured.details.rows.get((tensor, member))
+            if table is None or self.series.sizes[tensor, member] < SHORTEST * len(table):
                 continue
             telling = np.flatnonzero(table["absmax"] > 0.0)
             keys = np.ascontiguousarray(table[telling]).view(f"V{table.dtype.itemsize}")
@@ -134,14 +137,3 @@ class Duplicates:
         if {"embed", "head"} <= {self.roles[tensor] for tensor in tensors}:
             return "tied"
         return "layers" if len({self.stacks[tensor] for tensor in tensors}) == 1 else "other"
-
-    def _earlier(
-        self, path: str, tensors: Sequence[int], of: dict[int, Group], blocks: dict[str, list[int]]
-    ) -> str | None:
-        """The first block before this one whose tensors are all of them."""
-        shared: Counter[str] = Counter()
-        for tensor in tensors:
-            alike = (one for one in of[tensor].tensors if one < tensor and self.stacks[one] == self.stacks[tensor])
-            shared.update({block(self.series.tensors[one]) for one in alike})
-        whole = [name for name, count in shared.items() if count == len(tensors) == len(blocks[name]) and name != path]
-        return whole[0] if whole else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffai_dist.analyses.base import Kind, finding, threshold
+from diffai_dist.analyses.bounding import gathered
 from diffai_dist.analyses.telling import told_here
 from diffai_dist.records import AnalysisRecord, Finding, Measurements, TensorRecord
 
@@ -79,7 +80,7 @@ class ExpertAnalysis:
             "experts": sorted(every, key=lambda row: -row["rel_l2"])[:_ROWS],
         }
         findings = [*self._broken(experts), *self._others(experts)]
-        return AnalysisRecord(self.name, result, tuple(self._bounded(findings)))
+        return AnalysisRecord(self.name, result, tuple(gathered(self, findings)))
 
     def _layer_row(self, experts: Experts, layer: Layer) -> dict[str, Any]:
         import numpy as np
@@ -161,14 +162,6 @@ class ExpertAnalysis:
                     words = f"{_listed(numbers)} of {len(layer.numbers)} experts have |cos| below {told.threshold} to"
                     rest = f"the baseline's, all other matrices {experts.rest_cosine:.4g}; {told.source}"
                     yield replace(told, threshold=0, source=f"{words} {rest}")
-
-    def _bounded(self, findings: Sequence[Finding]) -> Iterator[Finding]:
-        for rule in self.rules:
-            found = [one for one in findings if one.rule == rule]
-            if len(found) > self.listed:
-                yield finding(self, rule, found[0].severity, None, len(found), "listed")
-            else:
-                yield from found
 
 
 def _expert_rows(experts: Experts, layer: Layer) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,12 +99,13 @@ def _spread(parts: Sequence[Fraction | None]) -> dict[str, float | None]:
     ({'centre': 0.75, 'gini': 0.5}, {'centre': 0.5, 'gini': 0.0})
     """
     known = [part for part in parts if part is not None]
-    whole, last = sum(known, Fraction()), len(parts) - 1
+    unit = math.lcm(*(part.denominator for part in known))  # integers: a hundred thousand fractions take seconds
+    sizes = [part.numerator * (unit // part.denominator) for part in known]
+    whole, last = sum(sizes), len(parts) - 1
     if len(known) < len(parts) or not whole or not last:
         return {"centre": None, "gini": None}
-    centre = sum((place * part for place, part in enumerate(known)), Fraction()) / (whole * last)
-    ranked = sum((place * part for place, part in enumerate(sorted(known), 1)), Fraction())
+    ranked = sum(place * size for place, size in enumerate(sorted(sizes), 1))
     return {
-        "centre": float(centre),
-        "gini": float(2 * ranked / (len(known) * whole) - Fraction(len(known) + 1, len(known))),
+        "centre": float(Fraction(sum(place * size for place, size in enumerate(sizes)), whole * last)),
+        "gini": float(Fraction(2 * ranked, len(sizes) * whole) - Fraction(len(sizes) + 1, len(sizes))),
     }

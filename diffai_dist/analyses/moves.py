@@ -79,6 +79,7 @@ def moves_of(measured: Measurements, pair_index: int, records: Sequence[TensorRe
     parts, others, grown = [], dict[str, list[str]](), []
     adapters, untrained, state, coded = [], [], 0, 0
     codes = scaled(measured, pair_index)
+    shifts = {key: measured.shifts[key][:, pair_index].tolist() for key in _SUMS}
     for i, aligned in enumerate(measured.comparison.aligned):
         record = by_name.get(aligned.name)
         before, after = aligned.tensors[pair.baseline], aligned.tensors[pair.candidate]
@@ -93,7 +94,7 @@ def moves_of(measured: Measurements, pair_index: int, records: Sequence[TensorRe
         if record.change is not None and i in codes:
             coded += 1
         elif record.change is not None and before and after and after.decoder.family != Family.BYTES:
-            parts.append(_part(measured, i, pair_index, record, before, after))
+            parts.append(_part({key: column[i] for key, column in shifts.items()}, record, before, after))
         elif record.status == "incomparable" and before and after and _is_grown(before, after):
             grown.append((aligned.name, before.shape[0], after.shape[0]))
         elif record.change is None:
@@ -111,18 +112,19 @@ def is_adapter(name: str) -> bool:
     return bool(_FIRST.search(name) or _SECOND.search(name))
 
 
-def _part(
-    measured: Measurements, index: int, pair_index: int, record: TensorRecord, before: Tensor, after: Tensor
-) -> Part:
-    row, change = measured.shifts[index, pair_index], record.change
-    retyped = before.dtype != after.dtype
-    changed = int(row["changed"] if retyped else max(row["bits"], row["changed"]))
-    aa, bb = float(row["aa"]), float(row["bb"])
+_SUMS = ("changed", "bits", "aa", "bb", "slope", "d2", "rest")
+
+
+def _part(row: Mapping[str, Any], record: TensorRecord, before: Tensor, after: Tensor) -> Part:
+    """Of these sums of SHIFT."""
+    change, retyped = record.change, before.dtype != after.dtype
+    changed = row["changed"] if retyped else max(row["bits"], row["changed"])
+    aa, bb = row["aa"], row["bb"]
     length = math.sqrt(bb / aa) if 0 < aa < math.inf and bb < math.inf else math.nan
     angle = change.cosine_distance if change else None
     names = role(record.name), block(record.name)
-    factor, d2 = 1 + float(row["slope"]), float(row["d2"])
-    aside = float(row["rest"]) / d2 if d2 else 0.0
+    factor, d2 = 1 + row["slope"], row["d2"]
+    aside = row["rest"] / d2 if d2 else 0.0
     sizes = changed > 0, retyped, after.elements, changed
     return Part(record.name, after.shape, *sizes, angle, factor, aside, length, *names)
 

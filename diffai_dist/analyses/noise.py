@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from diffai_dist.analyses.scales import Scale, find_scale
@@ -122,6 +123,7 @@ def may_be_codes(before: Tensor, after: Tensor) -> bool:
     return _is_narrower(before.dtype, after.dtype) and (after.decoder.bits <= 8 or after.dtype in BITS)
 
 
+@lru_cache
 def _is_narrower(before: str, after: str) -> bool:
     return before in DIGITS and (after in BITS or DIGITS.get(after, 53) < DIGITS[before])
 

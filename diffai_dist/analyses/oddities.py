@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -200,7 +200,7 @@ class Oddities:
         """Rows, or columns, that are dead beside the others, and rows that are far longer."""
         details = self.series.measured.details
         tables = details.rows if axis == "row" else details.columns
-        for tensor, member in self._suspicious(tables):
+        for tensor, member in self._suspicious(tables, self.judged[axis]):
             table = tables[tensor, member]
             if self.integers[tensor, member]:
                 filled, known = (
@@ -223,10 +223,12 @@ class Oddities:
                 found |= table["squares"] > 0.0
         return found
 
-    def _suspicious(self, tables: Mapping[tuple[int, int], np.ndarray]) -> Iterator[tuple[int, int]]:
+    def _suspicious(
+        self, tables: Mapping[tuple[int, int], np.ndarray], judged: Iterable[tuple[int, int]]
+    ) -> Iterator[tuple[int, int]]:
         """Those with a norm far from the median one, looked for in many tables of one length at a time."""
         lengths: dict[int, list[tuple[int, int]]] = {}
-        for key in self.judged(tables):
+        for key in judged:
             lengths.setdefault(len(tables[key]), []).append(key)
         for length, keys in lengths.items():
             size = max(BATCH // length, 1)
@@ -240,12 +242,14 @@ class Oddities:
                 )
                 yield from (batch[place] for place in np.flatnonzero(far).tolist())
 
-    def judged(self, tables: Mapping[tuple[int, int], np.ndarray]) -> Iterator[tuple[int, int]]:
-        """Of which tensors, in which members, rows or columns are long enough to be judged."""
-        for tensor, member in sorted(tables):
-            long_enough = self.series.sizes[tensor, member] >= SHORTEST * len(tables[tensor, member])
-            if self.telling[tensor, member] and long_enough:
-                yield tensor, member
+    @cached_property
+    def judged(self) -> dict[str, list[tuple[int, int]]]:
+        """By axis, of which tensors, in which members, rows or columns are long enough to be judged."""
+        details, sizes = self.series.measured.details, np.where(self.telling, self.series.sizes, -1).tolist()
+        return {
+            axis: [(t, member) for t, member in sorted(tables) if sizes[t][member] >= SHORTEST * len(tables[t, member])]
+            for axis, tables in (("row", details.rows), ("column", details.columns))
+        }
 
     @cached_property
     def telling(self) -> np.ndarray:
@@ -256,7 +260,7 @@ class Oddities:
     def without_rows(self) -> list[int]:
         """Tensors whose rows were not judged in some member: too many of them, or too short ones."""
         missed = self.telling.copy()
-        for tensor, member in self.judged(self.series.measured.details.rows):
+        for tensor, member in self.judged["row"]:
             missed[tensor, member] = False
         return [int(tensor) for tensor in np.flatnonzero(missed.any(axis=1))]
 

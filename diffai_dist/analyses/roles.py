@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 # Path components, lower case, as published checkpoints spell them. LLaMA's own w1, w2, w3 are gate, down and up.
 _SPELLINGS = {
@@ -49,11 +50,13 @@ _JOINED = re.compile(r"(?:^|(?<=[./]))(?:layers?|blocks?|h|stages?)_?[0-9]+(?=[.
 _SEPARATOR = re.compile(r"[./]")
 
 DEEPEST = 64  # components that are looked at: a hostile name of 1 MB costs no more
+KEPT = 2**17  # names whose answer is kept: each analysis asks for all of them anew
 LONGEST = 1024  # characters of a name whose numbers are looked at
 
 ROLES = (*_SPELLINGS, "norm", "expert", "other")
 
 
+@lru_cache(KEPT)
 def role(name: str) -> str:
     """One of ROLES. The last component that says something decides; parts of an expert are "expert", router apart.
 
@@ -97,6 +100,7 @@ def _in_block(before: list[str]) -> bool:
     return any(_NUMBER.fullmatch(part) or _JOINED.fullmatch(part) for part in before)
 
 
+@lru_cache(KEPT)
 def block(name: str) -> str:
     """The path through the first numbered component; without one the role, or the path without its last component.
 

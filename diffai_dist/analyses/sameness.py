@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from diffai_dist.comparison import Pair
-from diffai_dist.partials import GRAM
+from diffai_dist.partials import GRAM, MOMENTS
 from diffai_dist.records import Measurements
 
 SAME, DIFFERENT, UNKNOWN = 1, 0, -1
@@ -57,9 +57,9 @@ class Sameness:
     def alike(self) -> np.ndarray:
         """The same where equal dtype, shape and statistics count, too, unless bits were compared and differ."""
         classes = self.equal.copy()
-        for tensor, row in enumerate(self.equal.tolist()):
+        for tensor in np.flatnonzero(self._looks_alike).tolist():
             members: dict[int, list[int]] = {}
-            for member, first in enumerate(row):
+            for member, first in enumerate(self.equal[tensor].tolist()):
                 if first >= 0:
                     members.setdefault(first, []).append(member)
             looks: dict[Hashable, list[int]] = {}
@@ -73,6 +73,15 @@ class Sameness:
                     members[same] += own
                     classes[tensor, own] = same
         return classes
+
+    @property
+    def _looks_alike(self) -> np.ndarray:
+        """Which tensors have two classes of equal bits, known by their first members, of one kind and statistics."""
+        places = np.arange(self.read.shape[1])
+        looks = np.where(self.equal == places, len(places) * self._kinds + self._statistics, -1 - places)
+        looks.sort(axis=1)
+        found: np.ndarray = (looks[:, 1:] == looks[:, :-1]).any(axis=1)
+        return found
 
     def pairs_of(self, i: int, j: int) -> list[int]:
         """Indices of the pairs measured between two members: distances and bits have no direction."""
@@ -128,8 +137,14 @@ class Sameness:
 
     @cached_property
     def _statistics(self) -> np.ndarray:
-        rows = np.ascontiguousarray(self.measured.moments)
-        return _labels(([cell.tobytes() for cell in row] for row in rows), self.read.shape[1])
+        tensors, members = self.read.shape
+        size = (tensors, members, MOMENTS.itemsize // 8)
+        words = np.ascontiguousarray(self.measured.moments).view(np.int64).reshape(size)
+        found = np.tile(np.arange(members), (tensors, 1))
+        for member in range(1, members):
+            same = (words[:, :member] == words[:, member, None]).all(axis=2)
+            found[:, member] = np.where(same.any(axis=1), same.argmax(axis=1), member)
+        return found
 
 
 def _labels(rows: Iterable[Iterable[Hashable]], width: int) -> np.ndarray:

@@ -139,12 +139,15 @@ class Series:
         return found
 
     def grams(self, tensors: Sequence[int] | np.ndarray, usable: np.ndarray | None = None) -> np.ndarray:
-        """GRAM of all these tensors together, [1, planes, members, members]; `usable` narrows `products` further."""
+        """GRAM of all these tensors together, [1, planes, members, members]; `usable` narrows `products` further.
+
+        Of tensors [tensors, groups] those of each group together, [1, groups, planes, members, members].
+        """
         if self.measured.grams is None:
             raise ValueError("no Gram was measured")
         chosen = np.asarray(tensors, np.int64)
         one = (self.products if usable is None else self.products & usable)[chosen]
-        both = one[:, None, :, None] & one[:, None, None, :]
+        both = one[..., None, :, None] & one[..., None, None, :]
         return whole(np.where(both, self.measured.grams[chosen], 0.0))
 
     def same_bits(self, tensor: int, i: int, j: int) -> bool | None:

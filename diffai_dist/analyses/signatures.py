@@ -12,7 +12,7 @@ from diffai_dist.analyses.lines import Lines, row_lines
 from diffai_dist.analyses.noise import DIGITS
 from diffai_dist.analyses.oddities import LARGEST
 from diffai_dist.checkpoint import Tensor
-from diffai_dist.records import Measurements
+from diffai_dist.records import Details, Measurements
 
 LEAST = 64  # elements; fewer say too little. Judgement, as the next
 ROWS, WIDTH = 8, 16  # rows for a median; elements whose cosine does not come near 1 by chance
@@ -89,8 +89,14 @@ def sides_of(measured: Measurements, pair_index: int, index: int, compared: bool
         (details.rows.get((index, pair.baseline)) if compared else None, details.rows.get((index, pair.candidate))),
         measured.shifts[index, pair_index],
         _of(details.bitwise, index, pair_index) if compared else None,
-        row_lines(measured, index, pair_index) if compared else None,
+        row_lines(measured, index, pair_index) if compared and _has_rows(details, index, pair.candidate) else None,
     )
+
+
+def _has_rows(details: Details, index: int, member: int) -> bool:
+    """Whether there are so many that a few of them may be out of place."""
+    rows = details.rows.get((index, member))
+    return rows is not None and len(rows) >= ROWS
 
 
 def looked_at(tensor: Tensor) -> bool:

@@ -18,8 +18,6 @@ LEFT_OUT = {
     "scaled": "tensors that one side alone holds as codes with a scale beside them, which are in no sum",
 }
 
-_UNITS = 2**1074  # of the smallest float64 in 1: a float64 times this is an integer
-
 
 @dataclass(frozen=True, slots=True)
 class Shift:
@@ -76,12 +74,23 @@ def _compared(
 def exact(values: Iterable[float]) -> Fraction | None:
     """The sum without any rounding; None where a value, or the sum, is not a finite float64."""
     try:
-        units = sum(above * (_UNITS // below) for above, below in map(float.as_integer_ratio, values))
-        found = Fraction(units, _UNITS)
+        parts = [value.as_integer_ratio() for value in values]
+        unit = max((below for _, below in parts), default=1)  # all are powers of 2
+        found = Fraction(sum(above * (unit // below) for above, below in parts), unit)
         float(found)
     except (OverflowError, ValueError):  # infinite or too large; not a number
         return None
     return found
+
+
+def rounded(values: Sequence[float]) -> float | None:
+    """The same as a float64, rounded once: fsum does so unless a part of the sum leaves float64."""
+    try:
+        found = math.fsum(values)
+    except (OverflowError, ValueError):
+        whole = exact(values)
+        return None if whole is None else float(whole)
+    return found if math.isfinite(found) else None
 
 
 def share(part: Fraction | None, whole: Fraction | None) -> float | None:
@@ -95,8 +104,8 @@ def relative(rows: Sequence[Shift]) -> float | None:
 
     norms = []
     for squares, sizes in (("d2", "d1"), ("aa", "a1")):
-        square, size = (exact(getattr(row, key) for row in rows) for key in (squares, sizes))
-        if square is None or not sound(float(square), math.inf if size is None else float(size)):
+        square, size = (rounded([getattr(row, key) for row in rows]) for key in (squares, sizes))
+        if square is None or not sound(square, math.inf if size is None else size):
             return None
         norms.append(math.sqrt(square))
     moved, norm = norms
@@ -118,13 +127,13 @@ def grouped(rows: Iterable[Shift], key: Callable[[str], str]) -> dict[str, list[
 
 def rolled_up(rows: Sequence[Shift]) -> dict[str, Any]:
     """How far a group of tensors moved."""
-    square = exact(row.d2 for row in rows)
+    square = rounded([row.d2 for row in rows])
     count = sum(row.count for row in rows)
     return {
         "rel_l2": relative(rows),
         "changed_fraction": sum(row.changed for row in rows) / count if count else None,
         "l2": None if square is None else math.sqrt(square),
-        "d2": None if square is None else float(square),
+        "d2": square,
         "tensors": len(rows),
         "elements": sum(row.elements for row in rows),
     }
@@ -141,14 +150,14 @@ def cosine_distance(rows: Sequence[Shift]) -> float | None:
     from diffai_dist.statistics import cosine_distances
 
     keys = ("a1", "b1", "aa", "bb")
-    sums = {key: _total(getattr(row, key) for row in rows) for key in keys}
-    slope = _total(row.slope * row.aa for row in rows) / sums["aa"] if sums["aa"] else 0.0
-    rest = _total(row.rest + (row.slope - slope) ** 2 * row.aa for row in rows)
+    sums = {key: _total([getattr(row, key) for row in rows]) for key in keys}
+    slope = _total([row.slope * row.aa for row in rows]) / sums["aa"] if sums["aa"] else 0.0
+    rest = _total([row.rest + (row.slope - slope) ** 2 * row.aa for row in rows])
     columns = {key: np.array([value]) for key, value in {**sums, "slope": slope, "rest": rest}.items()}
     distance, known = cosine_distances(columns)
     return float(distance[0]) if known[0] and math.isfinite(distance[0]) else None
 
 
-def _total(values: Iterable[float]) -> float:
-    found = exact(values)
-    return math.nan if found is None else float(found)
+def _total(values: Sequence[float]) -> float:
+    found = rounded(values)
+    return math.nan if found is None else found

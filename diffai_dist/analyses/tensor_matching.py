@@ -176,7 +176,7 @@ class TensorMatching:
             return
         # Of a vector a few rounded values may come to be each other's: a step of training of a BF16 gain was one.
         many = len(shapes[0]) > 1 or 2 * int((a["sum"] != b["sum"]).sum()) >= len(a)
-        if equal and many and differ(a, b) > self.tolerance and (apart := permuted(a, b)) <= self.tolerance:
+        if equal and many and (apart := permuted(a, b)) <= self.tolerance and differ(a, b) > self.tolerance:
             told = finding(self, "permuted-rows", "medium", aligned.name, apart, "tolerance")
             yield _Case(aligned.name, "permuted rows", half_swap(a, b, self.tolerance), told)
 
