@@ -174,16 +174,17 @@ def compare(
     `if __name__ == "__main__":`.
     Raises UsageError, ClusterError or StoreError; what could not be read is in `failures` of the report.
     """
+    asked = analyses_of(analyses, series=False)
     settings = Settings(
         Selection(_globs(include), _globs(exclude), ignore_keys_regex),
         epsilon,
-        analyses_of(analyses),
+        asked,
         checked_thresholds(thresholds or {}),
         _profile(storage_options or {}),
         Place(workers, scheduler, threads, memory_limit),
         unit_bytes,
         expect=expectations(_globs(expect_frozen), _globs(expect_changed), expect_cast),
-        matching=matching_of(analyses_of(analyses), map),
+        matching=matching_of(asked, map),
         raw=raw,
     )
     report = run(compare_group(baseline, candidate, settings), settings, store)

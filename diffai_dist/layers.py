@@ -14,6 +14,7 @@ from diffai_dist.comparison import Comparison, Pair, Selection, compare_members,
 from diffai_dist.records import AnalysisRecord, Measurements, Member
 
 FEWEST = 2  # blocks that can be compared
+MOST = 256  # each is compared with every other, and the deepest published models have some 130
 
 _OF_TRAINING = ("anchor", "task_cosine")  # what members have moved from where they began: layers began nowhere together
 _AS_LAYERS = {"checkpoint": "layer", "checkpoints": "layers"}
@@ -36,9 +37,9 @@ def blocks_of(checkpoint: Checkpoint, selection: Selection) -> dict[str, dict[st
 
 
 def layer_comparison(checkpoint: Checkpoint, selection: Selection) -> Comparison | None:
-    """Every block against every other, from the products of all; None for a model of fewer than two."""
+    """Every block against every other, from the products of all; None for a model of too few or too many."""
     blocks = blocks_of(checkpoint, selection)
-    if len(blocks) < FEWEST:
+    if not FEWEST <= len(blocks) <= MOST:
         return None
     members = [dataclasses.replace(checkpoint, url=path, tensors=tensors) for path, tensors in blocks.items()]
     pairs = [Pair(i, j) for j in range(len(members)) for i in range(j)]
@@ -49,7 +50,7 @@ def layer_comparison(checkpoint: Checkpoint, selection: Selection) -> Comparison
 def layer_similarity(checkpoint: Checkpoint, measured: Measurements | None) -> AnalysisRecord:
     """The similarity matrix of the blocks of one checkpoint: they are its layers, and none has learned from another."""
     if measured is None:
-        reason = f"fewer than {FEWEST} numbered blocks, which could be compared with each other"
+        reason = f"it takes {FEWEST} to {MOST} numbered blocks, to compare each with every other"
         return AnalysisRecord("similarity_matrix", {"checkpoint": checkpoint.url, "reason": reason})
     record = SERIES["similarity_matrix"]()(Series(measured, tuple(_members(measured))))
     result = {key: _of_layers(value) for key, value in record.result.items() if key not in _OF_TRAINING}

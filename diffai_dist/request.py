@@ -22,6 +22,7 @@ from diffai_dist.run import Settings
 from diffai_dist.storage import Profile
 
 ALL = "all"  # in place of a name: all analyses that cost no second reading
+TWICE = ("similarity_matrix",)  # of two checkpoints: the layers of each are compared, from a reading of their own
 
 
 def check_analyses(names: Iterable[str]) -> None:
@@ -32,14 +33,15 @@ def check_analyses(names: Iterable[str]) -> None:
             raise UsageError(f"unknown analysis {name!r}; there are {', '.join(known)}")
 
 
-def analyses_of(names: Sequence[str], elementwise: bool = True) -> tuple[str, ...]:
-    """The analyses that are asked for, in the order of the registries; `all` leaves out what needs elements if need be.
+def analyses_of(names: Sequence[str], elementwise: bool = True, series: bool = True) -> tuple[str, ...]:
+    """The analyses that are asked for, in the order of the registries.
 
-    Raises UsageError for a name that no analysis has.
+    `all` leaves out what needs elements where pairs are not measured so, and of two checkpoints that are no series what
+    would read them twice. Raises UsageError for a name that no analysis has.
     """
     check_analyses(names)
     every = (name for name, kind in EVERY.items() if kind.in_all and (elementwise or name not in ANALYSES))
-    asked = {*names, *(every if ALL in names else ())}
+    asked = {*names, *((name for name in every if series or name not in TWICE) if ALL in names else ())}
     return tuple(name for name in EVERY if name in asked)
 
 

@@ -514,12 +514,21 @@ def test_all_stands_for_what_costs_no_second_reading() -> None:
     every = {name for name, kind in KINDS.items() if kind.in_all}
     assert set(analyses_of(["all"])) == every
     assert set(analyses_of(["all"], elementwise=False)) == every - set(ANALYSES)
+    assert set(analyses_of(["all"], series=False)) == every - {"similarity_matrix"}
     assert analyses_of(["all", "layer_impact"], elementwise=False).count("layer_impact") == 1
     assert analyses_of(["change_summary", "layer_impact"]) == ("layer_impact", "change_summary")
     products = merged(SweepConfig(checkpoints="a"), {"analyses": ["all"], "pairs": "all"})
     assert set(settings_of(products).analyses) == every - set(ANALYSES)
     assert set(left_out(products)) == every & set(ANALYSES)
     assert left_out(dataclasses.replace(products, elementwise=True)) == ()
+
+
+def test_all_reads_two_checkpoints_once(pair: tuple[Path, Path]) -> None:
+    a, b = map(str, pair)
+    every = compare(a, b, analyses=["all"])
+    assert "similarity_matrix" not in [one.name for one in every.result.analyses]
+    asked = compare(a, b, analyses=["all", "similarity_matrix"])
+    assert [one.name for one in asked.result.analyses].count("similarity_matrix") == 2
 
 
 def test_what_all_leaves_out_is_said(steps: Path) -> None:

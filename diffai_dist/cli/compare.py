@@ -90,7 +90,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
     from diffai_dist.request import analyses_of, expectations, matching_of
     from diffai_dist.run import Settings
 
-    analyses = analyses_of(chosen_analyses(options))
+    analyses = analyses_of(chosen_analyses(options), series=False)
     thresholds = checked_thresholds(parsed_thresholds(options["thresholds"]))
     refuse_idle(options["thresholds"], analyses, series=False)
     return Settings(
