@@ -25,16 +25,9 @@ _OPTIONS = {"nogil": True, "fastmath": False, "error_model": "numpy", "_nrt": Fa
 
 
 @functools.cache
-def sources() -> str:
-    """Digest of everything that is compiled in. Numba's own stamp covers one file, and callees lie in others."""
-    package = Path(__file__).parents[1]
-    parts = (
-        *package.glob("kernels/*.py"),
-        *package.glob("schemes/*.py"),
-        package / "partials.py",
-        package / "dtypes.py",
-    )
-    files = sorted(parts)
+def sources(folder: Path) -> str:
+    """Digest of all that is compiled in: numba's own stamp covers one file, and callees lie in its neighbours."""
+    files = [*sorted(folder.glob("*.py")), folder.parent / "partials.py", folder.parent / "dtypes.py"]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 
 
@@ -42,7 +35,7 @@ class SourceCache(FunctionCache):  # type: ignore[misc]
     """Numba's cache on disk, keyed by all sources; a disk that fails costs a compilation, not the run."""
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
-        return (*super()._index_key(sig, codegen), sources())
+        return (*super()._index_key(sig, codegen), sources(Path(self._py_func.__code__.co_filename).parent))
 
     # Any exception: that is what unpickling and linking damaged bytes may raise, and a file cut short by a full disk
     # would otherwise end every run to come.
