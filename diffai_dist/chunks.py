@@ -173,9 +173,10 @@ class _Region:
     def place(self, span: Span, longest: int) -> int | None:
         """Offset in the arena at which the span's bytes will lie; None where the region is full.
 
-        A span that begins where the last one ended, or in its last byte, lengthens that read.
+        A span that begins where the last one ended, or in its last byte, lengthens that read, unless values that are
+        decoded have taken the room behind it.
         """
-        if self.reads:
+        if self.reads and self.places[-1] + self.reads[-1][2] - self.reads[-1][1] == self.start + self.used:
             source, first, last = self.reads[-1]
             if source is span.source and first <= span.start <= last and span.stop - first <= longest:
                 grown = max(span.stop - last, 0)

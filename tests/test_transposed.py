@@ -84,6 +84,21 @@ def test_its_bytes_are_read_once_and_what_is_gone_fails_alone(tmp_path: Path, ma
     assert (found.shifts["count"] == 0).all()
 
 
+def test_plain_neighbours_keep_clear_of_what_is_decoded_between_them(tmp_path: Path) -> None:
+    generator = np.random.default_rng(6)
+    first = {name: generator.standard_normal((16, 16)).astype(np.float32) for name in "abc"}
+    baseline = opened(models.write(tmp_path / "a.safetensors", first))
+    # In the candidate's file c follows a at once; measured in the order of the baseline, the turned b comes between.
+    stored = {"a": first["a"], "c": first["c"], "z": first["b"]}
+    candidate = opened(models.write(tmp_path / "b.safetensors", stored)).tensors
+    turned = transposed(candidate["z"])
+    assert turned is not None
+    tensors = {"a": candidate["a"], "b": turned, "c": candidate["c"]}
+    found, _ = measured(compared(baseline, dataclasses.replace(baseline, tensors=tensors)))
+    assert [one.name for one in found.comparison.aligned] == ["a", "b", "c"]
+    assert [count > 0 for count in found.shifts["changed"][:, 0]] == [False, True, False]
+
+
 def test_what_cannot_be_turned() -> None:
     from diffai_dist.checkpoint import Span, Tensor
     from diffai_dist.storage import Source
