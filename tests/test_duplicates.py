@@ -60,8 +60,8 @@ def only(record: AnalysisRecord) -> Finding:
 def model(seed: int = 0, blocks: int = 5, experts: int = 0) -> Weights:
     noise = np.random.default_rng(seed)
     found = {"model.embed_tokens.weight": noise.normal(size=(60, 16)).astype(np.float32)}
-    for block in range(blocks):
-        at = f"model.layers.{block}"
+    for number in range(blocks):
+        at = f"model.layers.{number}"
         found[f"{at}.self_attn.q_proj.weight"] = noise.normal(size=(16, 16)).astype(np.float32)
         found[f"{at}.self_attn.q_proj.bias"] = np.zeros(16, np.float32)
         found[f"{at}.input_layernorm.weight"] = np.ones(16, np.float32)
@@ -182,8 +182,8 @@ def test_what_all_members_hold_twice_is_told_once() -> None:
 
 def test_many_of_one_rule_are_counted() -> None:
     arrays = model(experts=2)
-    for block in range(5):
-        at = f"model.layers.{block}.mlp.experts"
+    for number in range(5):
+        at = f"model.layers.{number}.mlp.experts"
         arrays[f"{at}.1.up_proj.weight"] = arrays[f"{at}.0.up_proj.weight"].copy()
     assert len(find(arrays).findings) == len(find(arrays, listed=5).findings) == 5
     found = only(find(arrays, listed=4))

@@ -519,7 +519,7 @@ def test_a_damaged_cache_is_compiled_anew_and_replaced(tmp_path, monkeypatch, en
 def test_another_source_makes_another_cache_key(tmp_path, monkeypatch):
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     for digest, hits in (("one", 0), ("one", 1), ("two", 0)):
-        monkeypatch.setattr(compiled, "sources", lambda digest=digest: digest)
+        monkeypatch.setattr(compiled, "sources", lambda folder, digest=digest: digest)
         kernel = entry(twice)
         assert kernel(21) == 42
         assert sum(kernel.stats.cache_hits.values()) == hits

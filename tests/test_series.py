@@ -255,8 +255,7 @@ def test_blocks_of_one_update_are_taken_together(pairs: str | None, monkeypatch:
     states.append({name: weight + (name < "h.5") * noise.normal(size=(4, 6)) for name, weight in states[0].items()})
     found = series_of(states, anchor=0, **({"pairs": pairs} if pairs else {}))
     apart = [
-        ConvergenceAnalysis()._summary(_Path(found, [0, 1], group))
-        for _, group in _grouped(found, range(len(names)))
+        ConvergenceAnalysis()._summary(_Path(found, [0, 1], group)) for _, group in _grouped(found, range(len(names)))
     ]
     monkeypatch.setattr(closeness, "gram_changes", lambda *given: asked.append(1) or gram_changes(*given))
     result = ConvergenceAnalysis()(found).result

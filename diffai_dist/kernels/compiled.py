@@ -27,7 +27,8 @@ _OPTIONS = {"nogil": True, "fastmath": False, "error_model": "numpy", "_nrt": Fa
 @functools.cache
 def sources(folder: Path) -> str:
     """Digest of all that is compiled in: numba's own stamp covers one file, and callees lie in its neighbours."""
-    files = [*sorted(folder.glob("*.py")), folder.parent / "partials.py", folder.parent / "dtypes.py"]
+    package = Path(__file__).parents[1]
+    files = [*sorted(folder.glob("*.py")), package / "partials.py", package / "dtypes.py"]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 
 
