@@ -42,6 +42,18 @@ class Scheme(Protocol):
     def whole(self) -> bool:
         """Whether any run of elements needs all bytes: they are read once, and runs are decoded out of them."""
 
+    @property
+    def bits(self) -> int:
+        """Bits of a code; 0 where values are stored as they are, only in another order."""
+
+    @property
+    def digits(self) -> int:
+        """Significant bits of a code that is a float, the leading one among them; 0 for integers and table indices."""
+
+    @property
+    def block(self) -> int:
+        """How many values share a scale; 0 where none do, or nobody can say."""
+
     def spans(self, tensor: Tensor, first: int, stop: int) -> tuple[Span, ...]:
         """The byte ranges that elements [first, stop) need, one for each of the tensor's spans and in their order.
 
@@ -80,6 +92,11 @@ class Tensor:
             return self.scheme.spans(self, first, stop)
         (whole,), bits = self.spans, self.decoder.bits
         return (whole.part(first * bits // 8, -(-stop * bits // 8)),)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether its values are decoded from codes, and not only stored in another order."""
+        return self.scheme is not None and self.scheme.bits > 0
 
     @property
     def elements(self) -> int:

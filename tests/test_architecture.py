@@ -39,6 +39,7 @@ HOMES = {
     "duckdb": "store",
     "mlflow": "tracking",
     "dask_jobqueue": "cluster",
+    "gguf": "schemes",
 }
 
 # What may be imported when a module is: the others cost a tenth of a second and more each.

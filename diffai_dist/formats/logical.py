@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from diffai_dist.checkpoint import Checkpoint, Tensor
 from diffai_dist.errors import Failure, UnknownScheme
-from diffai_dist.formats.names import listed
+from diffai_dist.formats.names import listed, quoted
 from diffai_dist.schemes import SCHEMES
 from diffai_dist.schemes.stored import Declared, Finder, Found, PartLost, Stored, Undecodable
 from diffai_dist.storage import redact
@@ -18,13 +18,25 @@ _DTYPES = frozenset[str]().union(*(finder.dtypes for finder in SCHEMES))
 
 def may_be_quantised(checkpoint: Checkpoint) -> bool:
     """Whether any tensor could be codes of a scheme, so that it is worth to look at what is declared."""
-    return any(next(_asked(tensor), None) for tensor in checkpoint.tensors.values())
+    here = any(next(_asked(tensor), None) for tensor in checkpoint.tensors.values())
+    return here or any(next(_lost(name, checkpoint.tensors), None) for name in checkpoint.unreadable)
 
 
 def told(checkpoint: Checkpoint) -> list[Tensor]:
     """The small tensors whose content tells the finders what codes mean."""
     endings = tuple(ending for finder in SCHEMES for ending in finder.told)
-    return [tensor for name, tensor in checkpoint.tensors.items() if endings and name.endswith(endings)]
+    return _plain(checkpoint, endings)
+
+
+def headed(checkpoint: Checkpoint) -> list[Tensor]:
+    """The large tensors whose first bytes tell the finders how codes are meant."""
+    endings = tuple(ending for finder in SCHEMES for ending in finder.heads)
+    return _plain(checkpoint, endings)
+
+
+def _plain(checkpoint: Checkpoint, endings: tuple[str, ...]) -> list[Tensor]:
+    """The tensors of such names whose bytes are their values."""
+    return [one for name, one in checkpoint.tensors.items() if name.endswith(endings) and one.scheme is None]
 
 
 def logical(checkpoint: Checkpoint, declared: Declared, content: Mapping[str, bytes]) -> Checkpoint:
@@ -40,6 +52,9 @@ def logical(checkpoint: Checkpoint, declared: Declared, content: Mapping[str, by
             for part in (codes.name, *(prefix + part for part in finder.parts)):
                 tensors.pop(part, None)
                 unreadable.pop(part, None)
+            if name in tensors and name != codes.name:
+                del tensors[name]
+                found = Undecodable(f"the weight is stored twice, as it is and as codes in {quoted(codes.name)}")
             if isinstance(found, Undecodable):
                 unreadable[name] = _failure(codes, name, found)
             else:
@@ -47,6 +62,12 @@ def logical(checkpoint: Checkpoint, declared: Declared, content: Mapping[str, by
                 for remark in found.remarks:
                     remarks[remark].append(name)
             break
+    for name, failure in checkpoint.unreadable.items():
+        for weight, parts in _lost(name, tensors):
+            unreadable.pop(name, None)
+            unreadable[weight] = dataclasses.replace(failure, tensor=weight)
+            for part in parts:
+                tensors.pop(part, None)
     told_together = (f"{remark} ({listed(names)})" for remark, names in remarks.items())
     warnings = (*checkpoint.warnings, *told_together)
     return dataclasses.replace(checkpoint, tensors=tensors, unreadable=unreadable, warnings=warnings)
@@ -58,6 +79,15 @@ def _asked(codes: Tensor) -> Iterator[tuple[Finder, str, str]]:
         for finder in SCHEMES:
             if (place := finder.prefix(codes)) is not None:
                 yield finder, *place
+
+
+def _lost(name: str, tensors: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+    """What codes of that name, which cannot be read, would stand for, and what of theirs can be read."""
+    for finder in SCHEMES:
+        if (place := finder.of_name(name)) is not None:
+            parts = [place[0] + part for part in finder.parts]
+            if any(part in tensors for part in parts):
+                yield place[1], parts
 
 
 def _found(finder: Finder, prefix: str, codes: Tensor, stored: Stored) -> Found | Undecodable | None:

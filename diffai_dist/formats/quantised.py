@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from diffai_dist.checkpoint import Checkpoint, Tensor
-from diffai_dist.errors import BadHeader, CheckpointError
-from diffai_dist.formats.logical import logical, may_be_quantised, told
+from diffai_dist.checkpoint import Checkpoint, Span
+from diffai_dist.errors import CheckpointError
+from diffai_dist.formats.logical import headed, logical, may_be_quantised, told
 from diffai_dist.formats.model_config import NAME, read_config
 from diffai_dist.schemes.stored import Declared
-from diffai_dist.storage import Profile, Read, entries, fill, redact
+from diffai_dist.storage import Profile, Read, entries, fill
 
-MOST_TOLD = 1024  # bytes of such a small tensor: a JSON of bitsandbytes has some 200
+MOST_TOLD = 1024  # bytes of such a small tensor: a JSON of bitsandbytes has some 200. Of larger ones nobody is told
+HEAD_BYTES = 64  # of a large one: 128 zero points of 4 bits
+MOST_HEADS = 8  # large ones that are looked into: a model has hundreds, all written alike
 
 Fields = Mapping[str, Any]
 
@@ -27,7 +29,7 @@ def as_values(checkpoint: Checkpoint, folder: str, files: Collection[str] | None
     if files is None:
         with contextlib.suppress(CheckpointError):
             files = entries(folder, profile)
-    return logical(checkpoint, declared_in(folder, files or (), profile), _content(told(checkpoint), profile))
+    return logical(checkpoint, declared_in(folder, files or (), profile), _content(checkpoint, profile))
 
 
 def declared_in(folder: str, files: Collection[str], profile: Profile) -> Declared:
@@ -40,15 +42,21 @@ def declared_in(folder: str, files: Collection[str], profile: Profile) -> Declar
     return Declared()
 
 
-def _content(tensors: list[Tensor], profile: Profile) -> dict[str, bytes]:
-    for tensor in tensors:
-        if tensor.nbytes > MOST_TOLD:
-            where = redact(tensor.spans[0].source.url)
-            raise BadHeader(where, f"{tensor.nbytes:,} bytes", expected=f"at most {MOST_TOLD:,}", tensor=tensor.name)
-    buffers = {tensor.name: np.empty(tensor.nbytes, np.uint8) for tensor in tensors}
-    reads = [Read(span.source, span.start, buffers[one.name]) for one in tensors for span in one.spans]
+def _content(checkpoint: Checkpoint, profile: Profile) -> dict[str, bytes]:
+    wanted = {tensor.name: tensor.spans for tensor in told(checkpoint) if tensor.nbytes <= MOST_TOLD}
+    wanted |= {one.name: tuple(map(_head, one.spans[:1])) for one in headed(checkpoint)[:MOST_HEADS]}
+    buffers = {name: [np.empty(span.stop - span.start, np.uint8) for span in spans] for name, spans in wanted.items()}
+    reads = [
+        Read(span.source, span.start, buffer)
+        for name, spans in wanted.items()
+        for span, buffer in zip(spans, buffers[name], strict=True)
+    ]
     fill(sorted(reads, key=lambda read: (read.source.url, read.start)), profile)
-    return {name: buffer.tobytes() for name, buffer in buffers.items()}
+    return {name: b"".join(buffer.tobytes() for buffer in parts) for name, parts in buffers.items()}
+
+
+def _head(span: Span) -> Span:
+    return span.part(0, min(span.stop - span.start, HEAD_BYTES))
 
 
 def _method(fields: Fields) -> str:

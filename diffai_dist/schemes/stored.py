@@ -45,7 +45,7 @@ class Stored:
 
     tensors: Mapping[str, Tensor]
     unreadable: Mapping[str, Failure] = field(default_factory=dict)
-    content: Mapping[str, bytes] = field(default_factory=dict)  # of the small tensors that a finder asked for
+    content: Mapping[str, bytes] = field(default_factory=dict)  # of the tensors that a finder asked for, or its head
     declared: Declared = field(default_factory=Declared)
 
     def part(self, *names: str) -> Tensor | None:
@@ -80,7 +80,8 @@ class Finder:
     `find` gets the prefix, the codes and all that is stored, for each tensor of one of `dtypes` whose name ends with
     one of `suffixes`, which map to the ending of the logical name. It returns None where that is no part of its scheme,
     and raises Undecodable where it is one without known values. Either way the tensors that are called as the prefix
-    and one of `parts` are not compared for themselves. `told` are endings of small tensors whose content is needed.
+    and one of `parts` are not compared for themselves. `told` are endings of small tensors whose content is needed,
+    `heads` those of large ones, of a few of which the first bytes are.
     """
 
     suffixes: Mapping[str, str]
@@ -88,12 +89,16 @@ class Finder:
     find: Callable[[str, Tensor, Stored], Found | None]
     parts: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
 
     def prefix(self, tensor: Tensor) -> tuple[str, str] | None:
         """What comes before the suffix in the name of a tensor that may be its codes, and the logical name."""
-        if tensor.dtype in self.dtypes:
-            for suffix, ending in self.suffixes.items():
-                if tensor.name.endswith(suffix):
-                    prefix = tensor.name.removesuffix(suffix)
-                    return prefix, prefix + ending
+        return self.of_name(tensor.name) if tensor.dtype in self.dtypes else None
+
+    def of_name(self, name: str) -> tuple[str, str] | None:
+        """The same of codes that cannot be read, whose dtype nobody knows."""
+        for suffix, ending in self.suffixes.items():
+            if name.endswith(suffix):
+                prefix = name.removesuffix(suffix)
+                return prefix, prefix + ending
         return None

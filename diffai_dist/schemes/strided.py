@@ -20,6 +20,8 @@ class Strided:
     values: str
     strides: tuple[int, ...]
 
+    bits = digits = block = 0  # no codes
+
     @property
     def whole(self) -> bool:
         """Rows of what is compared are no runs of what is stored."""
