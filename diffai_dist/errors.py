@@ -8,7 +8,7 @@ DiffaiError 4                 a bug or something unforeseen
 └── CheckpointError 3         one object cannot be used; the rest goes on
     ├── Unreadable            missing, forbidden, unreachable, not a regular file
     ├── UnknownFormat         not a checkpoint; says what it is
-    ├── BadHeader             a safetensors header that breaks the format
+    ├── BadHeader             a header or directory that breaks its format
     ├── BadIndex              an index file that breaks the format or leaves its folder
     ├── UnknownScheme         quantised in a way that is not read, or with parts missing
     ├── MissingShard          the index and the files disagree
@@ -124,7 +124,7 @@ class UnknownFormat(CheckpointError):
 
 
 class BadHeader(CheckpointError):
-    """A safetensors header that breaks the format."""
+    """A header, or another table of tensors, that breaks its format."""
 
     code = "E1202"
 

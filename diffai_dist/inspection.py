@@ -42,7 +42,7 @@ def as_document(checkpoint: Checkpoint) -> dict[str, Any]:
             }
             for tensor in sorted(checkpoint.tensors.values(), key=lambda tensor: natural(tensor.name))
         ],
-        "unreadable": sorted(checkpoint.unreadable),
+        "unreadable": {name: checkpoint.unreadable[name].found for name in sorted(checkpoint.unreadable)},
         "warnings": list(checkpoint.warnings),
     }
 
@@ -55,19 +55,21 @@ def as_text(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {inert(escape(key))}: {escape(value, 400)}\n"
     names = [inert(escape(tensor["name"], 100)) for tensor in tensors]
     wide = min(max(map(len, names), default=0), 60)
-    for name, tensor in zip(names, tensors, strict=True):
-        yield f"  {name:<{wide}}  {escape(tensor['dtype'], 20):<8}  {tensor['shape']!s:<20}  {size(tensor['bytes'])}\n"
-    for name in document["unreadable"]:
-        yield f"  {inert(escape(name, 100))}  unreadable\n"
+    dtypes = [escape(tensor["dtype"], 20) for tensor in tensors]
+    room = max(map(len, dtypes), default=0)
+    for name, dtype, tensor in zip(names, dtypes, tensors, strict=True):
+        yield f"  {name:<{wide}}  {dtype:<{room}}  {tensor['shape']!s:<20}  {size(tensor['bytes'])}\n"
+    for name, reason in document["unreadable"].items():
+        yield f"  {inert(escape(name, 100))}  unreadable: {escape(reason, 400)}\n"
     for warning in document["warnings"]:
         yield f"  warning: {escape(warning, 400)}\n"
     by_dtype = Counter({dtype: 0 for dtype in sorted({tensor["dtype"] for tensor in tensors})})
     for tensor in tensors:
         by_dtype[tensor["dtype"]] += tensor["bytes"]
-    dtypes = ", ".join(f"{escape(dtype)} {size(nbytes)}" for dtype, nbytes in by_dtype.most_common())
+    sizes = ", ".join(f"{escape(dtype)} {size(nbytes)}" for dtype, nbytes in by_dtype.most_common())
     total = size(sum(by_dtype.values()))
     found = f"{count(len(tensors), 'tensor')} in {count(len(document['objects']), 'object')}, {total}"
-    yield f"{found}: {dtypes}\n" if dtypes else f"{found}\n"
+    yield f"{found}: {sizes}\n" if sizes else f"{found}\n"
 
 
 def plan_document(

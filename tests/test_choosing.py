@@ -81,6 +81,8 @@ def run(tmp_path: Path) -> Path:
         "step-100/",
         "step-11.safetensors",
         "step-12.safetensors.index.json",
+        "step-13.pt",
+        "optimizer-13.npy",
         ".step-13/",
         "README.md",
         "step-14.json",
@@ -97,9 +99,9 @@ def test_the_examples_in_the_docstrings_hold(module: Any) -> None:
 
 
 def test_a_glob_takes_folders_weights_and_indexes_in_order_of_steps(run: Path) -> None:
-    expected = ["step-9", "step-10", "step-11.safetensors", "step-12.safetensors.index.json", "step-100"]
+    expected = ["step-9", "step-10", "step-11.safetensors", "step-12.safetensors.index.json", "step-13.pt", "step-100"]
     assert names(run / "step-*") == names(run / "*") == expected
-    assert [one.step for one in chosen(run / "*")] == [9, 10, 11, 12, 100]
+    assert [one.step for one in chosen(run / "*")] == [9, 10, 11, 12, 13, 100]
 
 
 def test_a_slash_at_the_end_asks_for_folders(run: Path) -> None:
@@ -415,12 +417,13 @@ def test_what_matches_nothing_names_the_nearest_folder_that_exists(run: Path) ->
     assert message(root / "rnu7" / "a" / "step-*") == (
         f"'{root}/rnu7/a/step-*' matches nothing: '{root}' holds 'run7', but no 'rnu7'. Similar names there: 'run7'"
     )
-    assert "holds '.step-13', 'README.md', 'step-9', 'step-10', 'step-11.safetensors' and 3 more" in message(run / "x*")
+    assert "holds '.step-13', 'README.md', 'optimizer-13.npy', 'step-9', 'step-10' and 5 more" in message(run / "x*")
     assert message(run / "stpe-{step:05d}").endswith("Similar names there: 'step-100'")
     assert message(run / "step-9" / "*").endswith(f"'{run}/step-9' holds nothing")
     assert message(run / "R*").endswith(
         "The pattern fits 'README.md', but wanted is "
-        "a folder, *.safetensors or *.safetensors.index.json, with one step and a date that exists"
+        "a folder or a file of weights (*.safetensors, *.pt, *.gguf, ..., *.index.json), with one step and a date that "
+        "exists"
     )
     assert message(run / "step-14.*" / "x").endswith("The pattern fits 'step-14.json', but wanted is a folder")
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from checkpoints import head, write_head, write_sharded, write_sparse
 from diffai_dist import formats
 from diffai_dist.checkpoint import Checkpoint
-from diffai_dist.errors import BadHeader, BadIndex, CheckpointError, MissingShard, UnknownFormat, Unreadable
+from diffai_dist.errors import BadHeader, BadIndex, CheckpointError, MissingShard, Unreadable
 from diffai_dist.formats import open_checkpoint
 from diffai_dist.formats.index import MAX_INDEX_BYTES, MAX_SHARDS, parse_index
 from diffai_dist.formats.names import is_plain_file_name
@@ -264,11 +264,11 @@ def test_row28_an_index_beyond_the_cap_is_not_read(tmp_path: Path) -> None:
         opened(index)
 
 
-def test_an_index_of_pickles_says_so(tmp_path: Path) -> None:
+def test_an_index_of_broken_archives_says_so(tmp_path: Path) -> None:
     write_head(tmp_path / "pytorch_model-00001-of-00002.bin", b"PK\x03\x04\x14\0\0\0\0\0")
     index = tmp_path / "pytorch_model.bin.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "pytorch_model-00001-of-00002.bin"}}))
-    with pytest.raises(UnknownFormat, match="a zip archive"):
+    with pytest.raises(BadHeader, match="a zip archive without a directory"):
         opened(index)
 
 

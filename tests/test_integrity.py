@@ -307,9 +307,9 @@ def test_a_shard_of_another_size_than_its_header_says_is_critical(tmp_path: Path
     assert [(one.rule, one.severity) for one in record.findings] == [("bad-header", "critical")] * bool(extra)
 
 
-def test_a_shard_that_is_no_safetensors_file_is_named(tmp_path: Path) -> None:
+def test_a_shard_that_is_no_weight_file_is_named(tmp_path: Path) -> None:
     write_sharded(tmp_path, shards_of(2))
-    write_head(tmp_path / name_of(1, 2), b"PK\x03\x04\x14\0\0\0\0\0")
+    write_head(tmp_path / name_of(1, 2), b"<!DOCTYPE html><html>")
     assert [one.rule for one in check(opened(tmp_path)).findings] == ["unreadable-shard"]
 
 

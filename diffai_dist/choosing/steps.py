@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import unquote
 
 from diffai_dist.comparison import natural
-from diffai_dist.formats.folder import INDEX, SINGLE
+from diffai_dist.formats.folder import USUAL
 from diffai_dist.storage.urls import is_remote, protocol
 
 _RUNS = re.compile(r"([^0-9]*)([0-9]+)")
@@ -38,7 +38,7 @@ def _components(url: str) -> list[str]:
     """The names below the bucket or host; a file with the usual name stands for its folder."""
     text = unquote(url) if protocol(url) in ("http", "https") else url  # the 20 of %20 is no number
     parts = text.rstrip("/").split("/")[3 if is_remote(url) else 1 :]
-    return parts[:-1] if len(parts) > 1 and parts[-1] in (SINGLE, INDEX) else parts or [""]
+    return parts[:-1] if len(parts) > 1 and parts[-1] in USUAL else parts or [""]
 
 
 def _differing(names: Sequence[str]) -> Mapping[str, int] | None:

@@ -13,7 +13,7 @@ from diffai_dist.choosing.pattern import Level, Pattern, agreeing, literal, mome
 from diffai_dist.choosing.window import Chosen
 from diffai_dist.comparison import natural
 from diffai_dist.errors import Unreadable, UsageError
-from diffai_dist.formats.index import SUFFIX
+from diffai_dist.formats.folder import is_weights
 from diffai_dist.formats.names import listed, quoted
 from diffai_dist.storage import Profile
 from diffai_dist.storage.hints import similar
@@ -42,11 +42,6 @@ def expand(pattern: Pattern, profile: Profile) -> list[Chosen]:
     if not chosen:
         _refuse(pattern, parent(matches[0].url), pattern.levels[-1], profile)
     return chosen
-
-
-def could_be_checkpoint(name: str) -> bool:
-    """Whether a file of that name, met by a wildcard, is taken."""
-    return name.endswith((".safetensors", SUFFIX))
 
 
 def _below(matches: Sequence[Match], level: Level, files_too: bool, profile: Profile) -> list[Match]:
@@ -81,7 +76,7 @@ def _names(url: str, level: Level, files_too: bool, profile: Profile) -> list[tu
         if not _is_missing(error):
             raise
         return []
-    return found + [(name, False) for name in files if level.literal or could_be_checkpoint(name)]
+    return found + [(name, False) for name in files if level.literal or is_weights(name)]
 
 
 def _is_missing(error: Unreadable) -> bool:
@@ -119,7 +114,8 @@ def _all_names(folder: str, profile: Profile) -> list[str] | None:
 
 def _hint(names: Sequence[str], level: Level, last: bool) -> str:
     if matching := [name for name in names if level.match(name) is not None]:
-        wanted = f"a folder, *.safetensors or *{SUFFIX}, with one step and a date that exists" if last else "a folder"
+        file = "a folder or a file of weights (*.safetensors, *.pt, *.gguf, ..., *.index.json)"
+        wanted = f"{file}, with one step and a date that exists" if last else "a folder"
         return f"The pattern fits {listed(matching)}, but wanted is {wanted}"
     if level.sample in names:
         return f"To name {quoted(level.sample)} itself, write {quoted(literal(level.sample))}"

@@ -9,13 +9,16 @@ from collections.abc import Callable, Collection, Mapping
 from diffai_dist.checkpoint import Checkpoint
 from diffai_dist.errors import BadIndex, CheckpointError, UnknownFormat
 from diffai_dist.formats.assembly import assemble, read_shards
-from diffai_dist.formats.folder import choose
+from diffai_dist.formats.containers import read_file
+from diffai_dist.formats.dcp import open_pieces
+from diffai_dist.formats.folder import choose, siblings
+from diffai_dist.formats.gguf import parts_of
+from diffai_dist.formats.gguf_names import as_model
 from diffai_dist.formats.index import MAX_INDEX_BYTES, Index, parse_index
 from diffai_dist.formats.leftovers import leftovers_of
 from diffai_dist.formats.model_config import read_config
 from diffai_dist.formats.names import listed
 from diffai_dist.formats.quantised import as_values
-from diffai_dist.formats.safetensors import read_header
 from diffai_dist.storage import Profile, check_url, entries, folders, join, kind, pin, read, redact
 from diffai_dist.storage.urls import basename, parent
 
@@ -31,18 +34,24 @@ def open_checkpoint(url: str, profile: Profile, with_config: bool = False, raw: 
     url = check_url(url)
     format = _format(url, profile)
     checkpoint = FORMATS[format](url, profile, with_config)
+    if checkpoint.format == "gguf" and not raw:
+        return as_model(checkpoint, with_config)
     return checkpoint if raw else as_values(checkpoint, url if format == "folder" else parent(url), None, profile)
 
 
 def _format(url: str, profile: Profile) -> str:
     if kind(url, profile) == "directory":
         return "folder"
-    return "index" if url.endswith(".index.json") else "safetensors"
+    return "index" if url.endswith(".index.json") else "file"
 
 
 def open_file(url: str, profile: Profile, with_config: bool) -> Checkpoint:
-    """One safetensors file, whatever it is called; what lies beside it is not looked at."""
-    return assemble(url, {basename(url): read_header(url, profile)})
+    """One file of weights, whatever it is called; of what lies beside it only other parts of a GGUF file are read."""
+    header = read_file(url, profile)
+    parts = parts_of(basename(url)) if header.format == "gguf" else ()
+    if len(parts) > 1:
+        return assemble(url, read_shards(parent(url), parts, None, profile))
+    return assemble(url, {basename(url): header})
 
 
 def open_index(url: str, profile: Profile, with_config: bool) -> Checkpoint:
@@ -67,8 +76,10 @@ def _open_chosen(url: str, files: Collection[str], profile: Profile) -> Checkpoi
     layout = choose(files, redact(url))
     if layout.index:
         return _open_indexed(url, join(url, layout.index), files, profile, layout.warnings)
+    if layout.metadata:
+        return open_pieces(url, layout.metadata, files, profile, layout.warnings)
     if layout.single:
-        header = read_header(join(url, layout.single), profile)
+        header = read_file(join(url, layout.single), profile)
         return assemble(url, {layout.single: header}, warnings=layout.warnings)
     return assemble(url, read_shards(url, layout.shards, files, profile), warnings=layout.warnings)
 
@@ -92,9 +103,9 @@ def _open_indexed(
     """`url` is what the user named, `files` what lies beside the index where that is known."""
     index = _read_index(index_url, profile)
     shards = index.shards
-    extra = sorted({file for file in files or () if file.endswith(".safetensors")}.difference(shards))
+    extra = sorted(set(siblings(basename(index_url), files or ())).difference(shards))
     if extra:
-        warnings += (f"{len(extra):,} safetensors files beside the index are not part of it: {listed(extra)}",)
+        warnings += (f"{len(extra):,} weight files beside the index are not part of it: {listed(extra)}",)
     return assemble(url, read_shards(parent(index_url), shards, files, profile), index, warnings)
 
 
@@ -107,7 +118,7 @@ def _read_index(url: str, profile: Profile) -> Index:
 
 
 FORMATS: Mapping[str, Callable[[str, Profile, bool], Checkpoint]] = {
-    "safetensors": open_file,
+    "file": open_file,
     "index": open_index,
     "folder": open_folder,
 }

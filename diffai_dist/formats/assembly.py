@@ -7,11 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from diffai_dist.checkpoint import Checkpoint
-from diffai_dist.errors import CheckpointError, MissingShard, Unreadable
+from diffai_dist.errors import CheckpointError, Failure, MissingShard, Unreadable
 from diffai_dist.formats.agreement import Owners, broken_shard, judge, odd_total
+from diffai_dist.formats.containers import read_file
+from diffai_dist.formats.heads import Header
 from diffai_dist.formats.index import Index
 from diffai_dist.formats.names import listed, lookalikes
-from diffai_dist.formats.safetensors import Header, read_header
 from diffai_dist.storage import Profile, is_remote, join, redact
 
 THREADS = 8  # headers in flight; local ones are read one by one, since parsing them is what takes the time
@@ -35,7 +36,7 @@ def read_shards(folder: str, names: Sequence[str], present: Collection[str] | No
 
 def _read_shard(url: str, profile: Profile) -> Header | CheckpointError:
     try:
-        return read_header(url, profile)
+        return read_file(url, profile)
     except Unreadable as error:
         found = f"this shard cannot be read: {error.failure.found}"
         return MissingShard(redact(url), found, hint=error.failure.hint)
@@ -55,18 +56,25 @@ def assemble(url: str, shards: Shards, index: Index | None = None, warnings: Seq
     tensors = {name: tensor for header in headers.values() for name, tensor in header.tensors.items()}
     violations = (*map(broken_shard, broken.values()), *verdict.violations)
     if index and not broken and not verdict.failures:
-        odd = odd_total(where, index, sum(tensor.nbytes for tensor in tensors.values()))
+        stored = {span for tensor in tensors.values() for span in tensor.spans}  # tied tensors have the same
+        odd = odd_total(where, index, sum(span.stop - span.start for span in stored))
         warnings, violations = (*warnings, *(one.found for one in odd)), (*violations, *odd)
     return Checkpoint(
         url=where,
-        format="safetensors",
+        format=" and ".join(dict.fromkeys(header.format for header in headers.values())),
         sources=tuple(header.source for header in headers.values()),
         tensors={name: tensor for name, tensor in tensors.items() if name not in verdict.unreadable},
         metadata={key: text for header in reversed(headers.values()) for key, text in header.metadata.items()},
-        unreadable=verdict.unreadable,
+        unreadable={**_unreadable(headers.values()), **verdict.unreadable},
         failures=(*broken.values(), *verdict.failures),
         unknown=next(iter(broken.values()), None) if index is None else None,
-        warnings=(*warnings, *verdict.warnings, *_odd_names(tensors), *_odd_metadata(headers.values())),
+        warnings=(
+            *warnings,
+            *dict.fromkeys(warning for header in headers.values() for warning in header.warnings),
+            *verdict.warnings,
+            *_odd_names(tensors),
+            *_odd_metadata(headers.values()),
+        ),
         violations=violations,
     )
 
@@ -82,9 +90,13 @@ def _nothing_left(where: str, errors: list[CheckpointError]) -> CheckpointError:
 def _owners(headers: Mapping[str, Header]) -> Owners:
     owners = defaultdict(list)
     for shard, header in headers.items():
-        for name in header.tensors:
+        for name in (*header.tensors, *header.unreadable):
             owners[name].append(shard)
     return owners
+
+
+def _unreadable(headers: Collection[Header]) -> dict[str, Failure]:
+    return {name: failure for header in headers for name, failure in header.unreadable.items()}
 
 
 def _odd_names(names: Collection[str]) -> list[str]:

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator, Mapping
 
 from diffai_dist.checkpoint import Checkpoint, Tensor, Violation
 from diffai_dist.formats.assembly import read_shards
+from diffai_dist.formats.heads import Header
 from diffai_dist.formats.names import is_plain_file_name, listed, quoted
-from diffai_dist.formats.safetensors import Header
 from diffai_dist.storage import Profile
 from diffai_dist.storage.urls import basename
 

@@ -11,16 +11,16 @@ import contextlib
 import gc
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from diffai_dist.checkpoint import Span, Tensor
 from diffai_dist.dtypes import BITS
 from diffai_dist.errors import BadHeader
+from diffai_dist.formats.heads import Head, Header
 from diffai_dist.formats.names import listed, quoted, shown
 from diffai_dist.formats.sniff import refuse_strangers
 from diffai_dist.formats.strict_json import NotStrict, parse
-from diffai_dist.storage import Profile, Source, pin, read, redact
+from diffai_dist.storage import Profile, Source, read, redact
 
 FIRST_READ = 128 * 1024  # holds most headers: one request a file
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -33,26 +33,16 @@ MAX_OFFSET = 2**63
 Entry = tuple[int, int, str, str, list[int]]  # start and stop in the buffer, name, dtype, shape; sorts by place
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """One safetensors object: what it holds and where, tensors in order of their bytes."""
-
-    source: Source
-    tensors: Mapping[str, Tensor]
-    metadata: Mapping[str, str]
-
-
-def read_header(url: str, profile: Profile) -> Header:
-    """Pin an object and read its header: one request, and a second for headers above 128 KiB."""
-    source = pin(url, profile)
+def read_header(head: Head, profile: Profile) -> Header:
+    """The header of an object whose first bytes were read: one request more for headers above 128 KiB."""
+    source, data = head.source, head.data
     where = redact(source.url)
-    head = read(source, 0, min(source.size, FIRST_READ), profile) if source.size else b""
-    if not _may_begin_a_file(head):
-        refuse_strangers(head, where)
-    stop = _header_stop(head, source.size, where)
-    if stop > len(head):
-        head += read(source, len(head), stop, profile)
-    return Header(source, *parse_header(head[:stop], source.size, source))
+    if not may_begin_a_file(data):
+        refuse_strangers(data, where)
+    stop = _header_stop(data, source.size, where)
+    if stop > len(data):
+        data += read(source, len(data), stop, profile)
+    return Header(source, *parse_header(data[:stop], source.size, source))
 
 
 @contextlib.contextmanager
@@ -91,7 +81,8 @@ def parse_header(head: bytes, size: int, source: Source) -> tuple[dict[str, Tens
     return tensors, metadata
 
 
-def _may_begin_a_file(head: bytes) -> bool:
+def may_begin_a_file(head: bytes) -> bool:
+    """Whether these can be the first bytes of a safetensors file."""
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER_BYTES
 
 
