@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffai_dist.analyses.codes import scaled
 from diffai_dist.analyses.sums import cosine_distance, exact, relative, rolled_up, share, shifts_of
 from diffai_dist.comparison import Pair
 from diffai_dist.gram import gram_changes, grams_of_two, squared_norms, whole
@@ -20,13 +19,12 @@ from diffai_dist.statistics import sound
 def whole_change(
     measured: Measurements, pair_index: int, records: Sequence[TensorRecord]
 ) -> tuple[Change | None, ErrorBound | None]:
-    """The change of all compared values together; indices, bits and signs have no whole, codes and bytes are in none.
+    """The change of all compared values together; indices, bits and signs have no whole, bytes are in none.
 
     Where a tensor's numbers come from the Gram, so do those of the whole, with the bound of their error.
     """
     compared = {record.name for record in records if record.change is not None}
-    codes = scaled(measured, pair_index)
-    tensors = [i for i, one in enumerate(measured.comparison.aligned) if one.name in compared and i not in codes]
+    tensors = [i for i, one in enumerate(measured.comparison.aligned) if one.name in compared]
     products = [i for i in tensors if comes_from_gram(measured, i, pair_index)]
     if products:
         return _from_gram(measured, pair_index, products, sorted(set(tensors) - set(products)))

@@ -88,7 +88,7 @@ def test_the_readme_knows_every_analysis_output_protocol_and_error() -> None:
         kind.code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.DiffaiError)
     }
     assert {code for code in codes - {"E0001", "E1000"} if code not in README} == set()
-    assert set(FORMATS) == {"safetensors", "index", "folder"}
+    assert set(FORMATS) == {"file", "index", "folder"}
 
 
 def test_the_readme_names_every_module() -> None:

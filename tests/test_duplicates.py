@@ -18,7 +18,7 @@ import details_oracle
 import transformer
 from diffai_dist.analyses import duplicates, telling
 from diffai_dist.analyses.duplicate_detection import DuplicateDetection
-from diffai_dist.analyses.roles import block
+from diffai_dist.analyses.roles import block as block_of
 from diffai_dist.analyses.series import Series
 from diffai_dist.records import AnalysisRecord, Details, Finding, Member
 
@@ -152,7 +152,7 @@ def test_a_layer_that_is_an_earlier_one_is_one_finding() -> None:
 
 def test_many_equal_layers_are_those_of_the_first_and_names_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(duplicates, "block", lambda name: asked.append(name) or block(name))
+    monkeypatch.setattr(duplicates, "block", lambda name: asked.append(name) or block_of(name))
     weight = np.random.default_rng(3).normal(size=(4, 4)).astype(np.float32)
     record = find({f"model.layers.{i}.weight": weight for i in range(200)})
     assert record.result["layers_of"] == 199

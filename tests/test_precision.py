@@ -205,17 +205,6 @@ def test_a_dtype_of_as_many_bits_may_lose_digits_or_range(stored: str, to: str, 
     assert ("unexpected-downcast" in rules) == narrower
 
 
-def test_codes_with_scales_beside_them_are_no_cast() -> None:
-    first = model(dtype="BF16")
-    name = "h.2.q_proj.weight"
-    codes = {name: (first[name].astype(np.float32) * 50).astype(E4M3)}
-    scale = {"h.2.q_proj.weight_scale": np.full(1, 0.02, np.float32)}
-    assert [one.rule for one in audit(first, first | codes).findings] == ["unexpected-downcast", "mixed-dtypes"]
-    record = audit(first, first | codes | scale)
-    assert [one.rule for one in record.findings] == ["mixed-dtypes"]
-    assert record.result["conversions"][0]["scaled"] is True
-
-
 def test_a_series_tells_a_cast_where_it_happens() -> None:
     states = [model(seed) for seed in range(4)]
     for state in states[2:]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+import decoding
 import models
 import transformer
 from stories import Told, ask, write_pair, write_run, write_shards
@@ -71,6 +72,11 @@ def statuses(told: Told) -> dict[str, list[str]]:
         if record["kind"] == "tensor":
             found.setdefault(record["status"], []).append(record["name"])
     return found
+
+
+def refused(told: Told) -> list[str]:
+    """Tensors that have no values."""
+    return sorted(record["tensor"] for record in told.records if record["kind"] == "failure" and record["tensor"])
 
 
 def dealt(weights: Weights, shards: int) -> dict[str, Weights]:
@@ -795,6 +801,284 @@ def test_s22_a_scale_that_is_missing_or_wrong_is_named(tmp_path: Path, dtype: st
     assert found["value"] == pytest.approx(ratio, rel=0.01)
     assert told.summary == [tuple(found[key] for key in ("analysis", "rule", "severity", "tensor", "value"))]
     assert told.code == 1
+
+
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+NARROW_SCALE = ml_dtypes.float8_e4m3fn
+
+
+def layers(number: int, rows: int = 192, columns: int = 320) -> Weights:
+    """One matrix in each block, drawn from a normal distribution."""
+    generator = np.random.default_rng(0)
+    return {
+        f"model.layers.{i}.mlp.up_proj.weight": generator.normal(0, 0.02, (rows, columns)).astype(np.float32)
+        for i in range(number)
+    }
+
+
+def tiled(weights: Weights) -> Weights:
+    """FP8 as DeepSeek stores it: a scale for each tile of 128 x 128, ragged at the edges, that multiplies."""
+    found: Weights = {}
+    for name, array in weights.items():
+        peaks = np.maximum.reduceat(np.abs(array), range(0, array.shape[0], 128), axis=0)
+        scale = np.maximum.reduceat(peaks, range(0, array.shape[1], 128), axis=1) / np.float32(448)
+        each = scale.repeat(128, axis=0)[: array.shape[0]].repeat(128, axis=1)[:, : array.shape[1]]
+        found |= {name: (array / each).astype(ml_dtypes.float8_e4m3fn), f"{name}_scale_inv": scale}
+    return found
+
+
+def nvfp4(weights: Weights) -> Weights:
+    """NVFP4 as compressed-tensors packs it: scales E4M3 of 16 columns, and a global scale that divides them."""
+    found: Weights = {}
+    for name, array in weights.items():
+        common = np.float32(6 * 448) / np.abs(array).max()
+        groups = array.reshape(len(array), -1, 16)
+        scale = (np.abs(groups).max(axis=2) / 6 * common).astype(NARROW_SCALE)
+        over = groups / (scale.astype(np.float32)[..., None] / common)
+        codes = np.abs(np.abs(over)[..., None] - E2M1).argmin(axis=-1).astype(np.uint8) | (over < 0) * np.uint8(8)
+        codes = codes.reshape(array.shape)
+        found |= {
+            f"{name}_packed": codes[:, ::2] | codes[:, 1::2] << np.uint8(4),
+            f"{name}_scale": scale,
+            f"{name}_global_scale": np.array([common], np.float32),
+        }
+    return found
+
+
+@pytest.mark.parametrize(("quantise", "behind", "bits"), [(tiled, 1.0, 8.01), (nvfp4, 1.5, 4.51)])
+def test_a_sound_model_of_real_schemes_has_no_finding(
+    tmp_path: Path, quantise: Callable[[Weights], Weights], behind: float, bits: float
+) -> None:
+    # Given BF16 weights and their codes
+    weights = {name: array.astype(ml_dtypes.bfloat16) for name, array in layers(3).items()}
+    codes = quantise({name: array.astype(np.float32) for name, array in weights.items()})
+    # When
+    told = compared(tmp_path, weights, codes, "--quantization-analysis", "--fail-on", "low")
+    # Then every tensor is compared, as theory says, and each stored bit is counted
+    result = told.analysis("quantization_analysis")
+    assert (result["tensors"], result["measured"], result["unsupported"]) == (3, 3, [])
+    assert result["sqnr_db"] == pytest.approx(result["theory_db"], abs=behind)
+    assert result["bits_per_weight"] == pytest.approx(bits, abs=0.01)
+    assert (told.findings(), told.code) == ([], 0)
+
+
+@pytest.mark.parametrize("quantise", [tiled, nvfp4])
+def test_s21_wrong_scales_of_every_sixth_layer_show_in_their_order(
+    tmp_path: Path, quantise: Callable[[Weights], Weights]
+) -> None:
+    # Given a model whose exporter spoils the scale of every sixth layer
+    weights = layers(12, 64, 128)
+    codes = quantise(weights)
+    wrong = [name for i, name in enumerate(weights) if i % 6 == 5]
+    for name in wrong:
+        scale = f"{name}_scale_inv" if quantise is tiled else f"{name}_global_scale"
+        codes[scale] = codes[scale] * np.float32(1.7)
+    # When
+    told = compared(tmp_path, weights, codes, "--quantization-analysis", *HIGH)
+    # Then they are named, with the factor, and the period shows
+    assert told.tensors("missing-or-inverted-scale", "high") == wrong
+    factor = 1.7 if quantise is tiled else 1 / 1.7
+    assert [one["value"] for one in told.findings()] == pytest.approx([factor] * 2, rel=0.02)
+    by_block = told.analysis("quantization_analysis")["by_block_db"]
+    assert [i for i, one in enumerate(by_block) if one < 10] == [5, 11]
+    assert told.code == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "like"),
+    [("unapplied", "missing"), ("halved", "halved"), ("inverted", "inverted"), ("times 448", "448 of E4M3")],
+)
+def test_s22_scales_of_tiles_that_are_wrong_are_named(tmp_path: Path, fault: str, like: str) -> None:
+    # Given one weight of FP8 tiles whose scales are wrong, each in the same way
+    weights = layers(3)
+    codes, name = tiled(weights), "model.layers.1.mlp.up_proj.weight"
+    scale = codes[f"{name}_scale_inv"]
+    wrong = {"unapplied": np.ones_like(scale), "halved": scale / 2, "inverted": 1 / scale, "times 448": scale * 448}
+    # When
+    told = compared(tmp_path, weights, codes | {f"{name}_scale_inv": wrong[fault]}, "--quantization-analysis", *HIGH)
+    # Then
+    assert told.only("missing-or-inverted-scale", "high")["tensor"] == name
+    (row,) = told.analysis("quantization_analysis")["faults"]
+    assert row["like"] == like
+    assert told.code == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "like"),
+    [("dropped", "global scale missing"), ("halved", "doubled"), ("inverted", "global scale inverted")],
+)
+def test_s22_a_global_scale_that_is_wrong_is_named(tmp_path: Path, fault: str, like: str) -> None:
+    # Given one weight of NVFP4 whose global scale is 1, half of what it should be, or its inverse
+    weights = layers(3)
+    codes, name = nvfp4(weights), "model.layers.1.mlp.up_proj.weight"
+    common = codes[f"{name}_global_scale"]
+    wrong = {"dropped": np.ones_like(common), "halved": common / 2, "inverted": 1 / common}[fault]
+    # When
+    told = compared(tmp_path, weights, codes | {f"{name}_global_scale": wrong}, "--quantization-analysis", *HIGH)
+    # Then
+    found = told.only("missing-or-inverted-scale", "high")
+    ratio = {"dropped": float(common[0]), "halved": 2.0, "inverted": float(common[0]) ** 2}[fault]
+    assert (found["tensor"], found["value"]) == (name, pytest.approx(ratio, rel=0.02))
+    (row,) = told.analysis("quantization_analysis")["faults"]
+    assert row["like"] == like
+    assert told.code == 1
+
+
+def test_a_scale_of_nan_is_critical(tmp_path: Path) -> None:
+    # Given a tile whose scale was never written
+    weights = layers(1)
+    codes, name = tiled(weights), next(iter(weights))
+    codes[f"{name}_scale_inv"][1, 2] = np.nan
+    # When
+    told = compared(tmp_path, weights, codes, "--quantization-analysis", *HIGH)
+    # Then its 64 rows and 64 columns are counted
+    assert told.only("invalid-scale", "critical")["value"] == 64 * 64
+    assert told.code == 1
+
+
+def test_half_the_scales_are_refused_and_not_spread(tmp_path: Path) -> None:
+    # Given a weight with the scales of its first half alone
+    weights = layers(2)
+    codes, name = tiled(weights), next(iter(weights))
+    codes[f"{name}_scale_inv"] = codes[f"{name}_scale_inv"][:1]
+    # When
+    told = compared(tmp_path, weights, codes, "--quantization-analysis", *HIGH)
+    # Then it has no numbers, and the other one has
+    assert refused(told) == [name]
+    result = told.analysis("quantization_analysis")
+    assert ([row["tensor"] for row in result["unsupported"]], result["measured"]) == ([name], 1)
+    assert told.code == 3
+
+
+def test_a_shard_with_the_scales_missing_leaves_no_numbers_of_its_weights(tmp_path: Path) -> None:
+    # Given weights in one shard, their scales in another that was not copied
+    weights = layers(2)
+    codes = tiled(weights)
+    parts = {
+        "model-00001-of-00002.safetensors": {name: array for name, array in codes.items() if name in weights},
+        "model-00002-of-00002.safetensors": {name: array for name, array in codes.items() if name not in weights},
+    }
+    before = write_shards(tmp_path / "baseline", dealt(weights, 2))
+    after = write_shards(tmp_path / "candidate", parts)
+    (after / "model-00002-of-00002.safetensors").unlink()
+    # When
+    told = ask("compare", before, after, "--quantization-analysis", *HIGH)
+    # Then nothing is taken for a cast to FP8
+    assert refused(told) == list(weights)
+    assert told.analysis("quantization_analysis")["measured"] == 0
+    assert told.code == 3
+
+
+def test_groups_of_another_size_are_named(tmp_path: Path) -> None:
+    # Given scales of 64 columns that were written for 128, each twice: weights of rows of many lengths, one scale each
+    weights = layers(1, 128, 256)
+    name = next(iter(weights))
+    weights[name] *= np.exp(np.linspace(-1, 1, 256, dtype=np.float32))
+    groups = weights[name].reshape(128, 4, 64)
+    scale = np.abs(groups).max(axis=2) / np.float32(127)
+    codes = np.rint(groups / scale[..., None]).astype(np.int8).reshape(128, 256)
+    sound, wrong = scale, scale[:, [0, 0, 1, 1]]
+    # When
+    told = [
+        compared(tmp_path / str(i), weights, {name: codes, f"{name}_scale": one}, "--quantization-analysis", *HIGH)
+        for i, one in enumerate((sound, wrong))
+    ]
+    # Then
+    assert (told[0].findings(), told[0].code) == ([], 0)
+    assert told[1].only("misplaced-scales", "high")["tensor"] == name
+    assert told[1].code == 1
+
+
+def in_words(codes: np.ndarray, order: Iterable[int] = range(8)) -> np.ndarray:
+    """Eight codes of 4 bits along the last axis as one I32, the first named lowest."""
+    nibbles = codes.astype(np.uint32).reshape(*codes.shape[:-1], -1, 8)[..., list(order)]
+    words: np.ndarray = (nibbles << (4 * np.arange(8, dtype=np.uint32))).sum(axis=-1, dtype=np.uint32).view(np.int32)
+    return words
+
+
+def halves(array: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric codes of 4 bits, around 8, [outputs, inputs], and scales F16, [outputs, groups]."""
+    groups = array.reshape(len(array), -1, group)
+    scale = (np.abs(groups).max(axis=2) / np.float32(7.5)).astype(np.float16)
+    codes = np.clip(np.rint(groups / scale.astype(np.float32)[..., None]) + 8, 0, 15)
+    return codes.astype(np.uint8).reshape(array.shape), scale
+
+
+def gptq(weights: Weights, zeros: int = 7) -> Weights:
+    """GPTQ in groups of 64 inputs: codes along the inputs, and zero points that are stored one too small."""
+    found: Weights = {}
+    for name, array in weights.items():
+        codes, scale = halves(array, 64)
+        path = name.removesuffix(".weight")
+        found |= {
+            f"{path}.qweight": np.ascontiguousarray(in_words(codes).T),
+            f"{path}.qzeros": in_words(np.full(scale.T.shape, zeros, np.uint8)),
+            f"{path}.scales": np.ascontiguousarray(scale.T),
+            f"{path}.g_idx": np.arange(array.shape[1], dtype=np.int32) // 64,
+        }
+    return found
+
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": True, "desc_act": False}
+
+
+@pytest.mark.parametrize(("zeros", "shift"), [(7, None), (8, -1.0)])
+def test_zero_points_of_another_version_are_a_shift_of_one_step(
+    tmp_path: Path, zeros: int, shift: float | None
+) -> None:
+    # Given GPTQ of the first version, whose words of zero points are 0x77777777, or 0x88888888 as in the second
+    weights = layers(2, 192, 256)
+    baseline = decoding.write(tmp_path / "a", weights)
+    candidate = decoding.write(tmp_path / "b", gptq(weights, zeros), {**GPTQ, "checkpoint_format": "gptq"})
+    # When
+    told = ask("compare", baseline, candidate, "--quantization-analysis", *HIGH)
+    # Then
+    result = told.analysis("quantization_analysis")
+    assert "says nothing of quality" in result["note"]
+    if shift is None:
+        assert (told.findings(), told.code) == ([], 0)
+        assert result["sqnr_db"] == pytest.approx(result["theory_db"], abs=0.5)
+        return
+    assert told.tensors("shifted-zero-point", "high") == list(weights)
+    assert [one["value"] for one in told.findings()] == pytest.approx([shift] * 2, rel=0.15)
+    assert told.code == 1
+
+
+def awq(weights: Weights) -> Weights:
+    """AWQ in groups of 64 inputs: codes along the outputs, in the order in which its kernel takes them apart."""
+    found: Weights = {}
+    for name, array in weights.items():
+        codes, scale = halves(array, 64)
+        path = name.removesuffix(".weight")
+        found |= {
+            f"{path}.qweight": in_words(np.ascontiguousarray(codes.T), (0, 2, 4, 6, 1, 3, 5, 7)),
+            f"{path}.qzeros": in_words(np.full(scale.T.shape, 8, np.uint8)),
+            f"{path}.scales": np.ascontiguousarray(scale.T),
+        }
+    return found
+
+
+def test_scales_that_awq_moved_into_a_norm_are_told_with_both_errors(tmp_path: Path) -> None:
+    # Given weights whose columns were scaled for AWQ, and the norm before them, which undoes that
+    generator = np.random.default_rng(1)
+    weights, norm = layers(1, 192, 256), np.ones(256, np.float32)
+    scales = np.exp(generator.normal(0, 0.4, 256)).astype(np.float32)
+    name = "model.layers.0.post_attention_layernorm.weight"
+    codes = awq({weight: array * scales for weight, array in weights.items()})
+    baseline = decoding.write(tmp_path / "a", weights | {name: norm})
+    candidate = decoding.write(
+        tmp_path / "b",
+        codes | {name: (norm / scales).astype(np.float16)},
+        {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm", "zero_point": True},
+    )
+    # When
+    told = ask("compare", baseline, candidate, "--quantization-analysis", "--fail-on", "low")
+    # Then the error of the weights is large, that of the weights times their factors is that of rounding
+    result = told.analysis("quantization_analysis")
+    (row,) = result["folded"]
+    assert (row["tensor"], row["axis"], row["beside"]) == (next(iter(weights)), "columns", name)
+    assert result["sqnr_db"] < 10 < 17 < result["aligned_sqnr_db"]
+    assert (told.findings(), told.code) == ([], 0)
 
 
 def test_the_line_of_the_seed_is_printed(tmp_path: Path) -> None:

@@ -50,9 +50,9 @@ class AnomalyDetection:
     the severity of the worst member. What is as bad in the baseline is told of the baseline alone. Where more tensors
     than `listed` break one rule first in one member, one finding counts them. A sweep looks for NaN and infinities
     always; `checks` says what was looked for. Names keep rules quiet about what they let one expect: zeros of biases
-    and of the second half of an adapter, constant gains, masks, tables of positions, states of optimizers, codes that
-    are scaled. Of integers and 4-bit codes, zeros alone are odd: beside a scale, or where another member has none. That
-    a row is dead says nothing of whether it is meant to be.
+    and of the second half of an adapter, constant gains, masks, tables of positions, states of optimizers. Of
+    integers and 4-bit codes, zeros alone are odd, where another member has none. That a row is dead says nothing of
+    whether it is meant to be.
     """
 
     name: ClassVar[str] = "anomaly_detection"
@@ -85,17 +85,17 @@ class AnomalyDetection:
         "non-finite-appeared": "NaN or infinities in a tensor that was finite: critical; in masks info",
         "non-finite-tensors": "the same, counted where there are more than `listed` in one member: critical",
         "all-zero": "every value is 0: high; of one dimension low; none of biases, adapters, masks, states, by name;"
-        " of integers only matrices, beside a scale or where another member has other values",
+        " of integers only matrices, where another member has other values",
         "dead-rows": "rows of norm 0, or shorter than `dead_ratio` times the median row: medium; more than `dead_share`"
         " of them: high. Of embeddings and heads, tokens that no text has: low and medium. Of integers only rows of 0,"
-        " beside a scale or where another member's are not",
+        " where another member's are not",
         "dead-columns": "columns likewise: medium, high; or low",
         "constant": "one value throughout, and that is not 0: medium; of one dimension low; none of norms and scales",
         "exploding-norm": "a row longer than `row_factor` times the median row, and of a robust z above `outlier_z`:"
         " medium; of embeddings and heads low",
         "layer-outlier": "log RMS of a matrix against the same one of the other blocks: robust z above `outlier_z`, and"
         " a factor of `layer_least` from the median: low; of `layer_far`: medium",
-        "near-overflow": "the largest magnitude is above `overflow_share` of the dtype's: high; none of scaled codes",
+        "near-overflow": "the largest magnitude is above `overflow_share` of the dtype's: high",
         "subnormal-share": "more than `subnormal_share` of the values of a 16- or 8-bit float are subnormal: low",
     }
     sources: ClassVar[tuple[str, ...]] = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffai_dist.analyses.expected import in_every_block, is_table, module, scaled
+from diffai_dist.analyses.expected import in_every_block, is_table
 from diffai_dist.analyses.roles import role
 from diffai_dist.analyses.series import Series
 from diffai_dist.dtypes import dtype_of
@@ -48,7 +48,6 @@ class Cast:
 
     stored: str
     cast_to: str
-    scaled: bool
     tensors: tuple[int, ...]
     elements: int
     changed: int
@@ -115,9 +114,8 @@ def held(series: Series, member: int) -> Iterator[Held]:
 def casts(series: Series) -> Iterator[tuple[int, int, Cast]]:
     """Pair, how many float tensors kept their dtype in it, and each cast."""
     for index, pair in enumerate(series.measured.comparison.pairs):
-        groups: dict[tuple[str, str, bool], list[int]] = {}
+        groups: dict[tuple[str, str], list[int]] = {}
         kept = 0
-        codes = scaled(one.name for one in series.measured.comparison.aligned if one.tensors[pair.candidate])
         for tensor, aligned in enumerate(series.measured.comparison.aligned):
             a, b = aligned.tensors[pair.baseline], aligned.tensors[pair.candidate]
             if a is None or b is None or a.dtype not in _BITS or b.dtype not in _BITS or is_table(aligned.name):
@@ -125,20 +123,19 @@ def casts(series: Series) -> Iterator[tuple[int, int, Cast]]:
             if a.dtype == b.dtype:
                 kept += 1
             elif series.by_elements[tensor, index] and a.elements:
-                coded = module(aligned.name) in codes and b.decoder.bits == 8
-                groups.setdefault((a.dtype, b.dtype, coded), []).append(tensor)
-        for (stored, to, coded), tensors in groups.items():
-            yield index, kept, _cast(series, index, stored, to, coded, tensors)
+                groups.setdefault((a.dtype, b.dtype), []).append(tensor)
+        for (stored, to), tensors in groups.items():
+            yield index, kept, _cast(series, index, stored, to, tensors)
 
 
-def _cast(series: Series, pair: int, stored: str, to: str, coded: bool, tensors: Sequence[int]) -> Cast:
+def _cast(series: Series, pair: int, stored: str, to: str, tensors: Sequence[int]) -> Cast:
     chosen = list(tensors)
     shifts, bits = series.measured.shifts[chosen, pair], series.measured.details.bitwise
     numbers: list[int | None] = [None, None, None]
     if bits is not None and (bits["cast"][chosen, pair] == shifts["count"]).all():
         numbers = [int(bits[key][chosen, pair].sum()) for key in ("miscast", "overflowed", "underflowed")]
     elements, changed = int(shifts["count"].sum()), int(shifts["changed"].sum())
-    return Cast(stored, to, coded, tuple(tensors), elements, changed, *numbers)
+    return Cast(stored, to, tuple(tensors), elements, changed, *numbers)
 
 
 def mixed(series: Series, member: int) -> Iterator[Mixed]:

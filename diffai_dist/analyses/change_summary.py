@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from diffai_dist.analyses.base import Kind, threshold
-from diffai_dist.analyses.codes import scaled
 from diffai_dist.analyses.moves import Moves, moves_of
 from diffai_dist.analyses.regimes import regime
 from diffai_dist.analyses.roles import role
@@ -54,7 +53,7 @@ class ChangeSummary:
         "coverage": "tensors, elements and bytes, those compared, and reasons for the others",
         "evidence": "what the regime rests on",
         "dtype_changes": "tensors by dtype before and after, where that changed",
-        "top": "the tensors that moved most, by rel_l2, none of those that are in no sum as `scaled`",
+        "top": "the tensors that moved most, by rel_l2",
         "roles": "share of the squared change by role, largest first",
     }
     rules: ClassVar[Mapping[str, str]] = {
@@ -83,11 +82,8 @@ class ChangeSummary:
         rows = shifts_of(measured, pair_index, records)
         whole = rolled_up(rows)
         counts = Counter(record.status for record in records)
-        comparison, codes = measured.comparison, scaled(measured, pair_index)
-        bare = {comparison.aligned[i].name for i in codes}
-        changed = (record for record in records if record.status == "changed" and record.name not in bare)
-        movers = sort_by_change(changed)[: self.top]
-        covered = coverage(comparison, comparison.pairs[pair_index], records)
+        movers = sort_by_change(record for record in records if record.status == "changed")[: self.top]
+        covered = coverage(measured.comparison, measured.comparison.pairs[pair_index], records)
         moves = moves_of(measured, pair_index, records)
         label, evidence = regime(moves)
         findings = (*(_spoiled(records) if non_finite else ()), *_findings(records, moves))

@@ -181,7 +181,7 @@ def _row(sides: Sides, one: Signature) -> dict[str, Any]:
 
 
 def _length(sides: Sides, one: Signature) -> int:
-    return -(-one.elements * sides.tensor.decoder.bits // 8)
+    return -(-one.elements * sides.bits // 8)
 
 
 def _missing(measured: Measurements) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from diffai_dist.dtypes import Family, dtype_of
+from diffai_dist.dtypes import Family
 from diffai_dist.errors import UsageError
 from diffai_dist.records import AnalysisRecord, Finding, Measurements, TensorRecord
 
@@ -154,22 +154,24 @@ def _proofs(asked: str, measured: Measurements, pair_index: int, records: Sequen
     )
     rows = empty(BITWISE, (len(aligned),)) if bitwise is None else bitwise[:, pair_index]
     counts = zip(*(rows[key].tolist() for key in ("cast", "miscast", "miscast_index")), strict=True)
-    sides = ((one.tensors[pair.candidate] or one.tensors[pair.baseline]) for one in aligned)
+    sides = [(one.tensors[pair.candidate] or one.tensors[pair.baseline]) for one in aligned]
     elements = [side.elements if side else 0 for side in sides]
-    known = dict(zip((one.name for one in aligned), zip(elements, counts, strict=True), strict=True))
+    as_bytes = [side is not None and side.decoder.family == Family.BYTES for side in sides]
+    known = dict(zip((one.name for one in aligned), zip(elements, as_bytes, counts, strict=True), strict=True))
     for record in records:
-        number, counted = known[record.name]
-        yield _Proof(number, _disproved(asked, record, number, counted))
+        yield _Proof(known[record.name][0], _disproved(asked, record, *known[record.name]))
 
 
-def _disproved(asked: str, record: TensorRecord, elements: int, counts: Sequence[int]) -> Finding | None:
+def _disproved(
+    asked: str, record: TensorRecord, elements: int, as_bytes: bool, counts: Sequence[int]
+) -> Finding | None:
     """What is wrong with a tensor of a cast, or why nothing is proven of it."""
     baseline, candidate, status = record.baseline, record.candidate, record.status
     if status == "failed":
         return _unproven(record.name, "failed", asked)
     if baseline is None or candidate is None or status == "incomparable":
         return _wrong(record.name, status, asked)
-    if Family.BYTES in (dtype_of(baseline.dtype).family, dtype_of(candidate.dtype).family):
+    if as_bytes:
         return _unproven(record.name, f"{baseline.dtype} -> {candidate.dtype}, compared as bytes", asked)
     if baseline.dtype in _FLOATS and candidate.dtype != asked:
         return _wrong(record.name, f"dtype {candidate.dtype}", asked)

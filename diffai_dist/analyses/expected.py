@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 from diffai_dist.analyses.roles import block
 
@@ -37,8 +36,6 @@ _ZERO = _words(
 _SCALE = _words(
     "[a-z0-9_]*scales?(?:_inv)?", "[a-z0-9_]*gamma(?:_?[0-9])?", "[a-z_]*gain", "ls[12]", "running_var", "d"
 )
-
-_SCALES = re.compile(r"(?:^|[._/])(?:[a-z0-9]+_)?(?:weight_)?scales?(?:_inv|_weight)?$|_scales?(?:_inv)?$|absmax$")
 
 
 def is_mask(name: str) -> bool:
@@ -75,24 +72,6 @@ def is_scale(name: str) -> bool:
     (True, True, False)
     """
     return _has(_SCALE, name)
-
-
-def scaled(names: Iterable[str]) -> frozenset[str]:
-    """The modules, paths without the last component, with scales beside their codes: those fill their range on purpose.
-
-    >>> sorted(scaled(["h.0.up.weight", "h.0.up.weight_scale_inv", "h.0.norm.weight"]))
-    ['h.0.up']
-    """
-    return frozenset(module(name) for name in names if _has(_SCALES, name))
-
-
-def module(name: str) -> str:
-    """The path without its last component.
-
-    >>> module("h.0.up.weight"), module("scalar")
-    ('h.0.up', '')
-    """
-    return name[: max(name.rfind("."), name.rfind("/"), 0)]
 
 
 def in_every_block(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffai_dist.analyses.base import Kind, finding, threshold
 from diffai_dist.analyses.bounding import MOST
-from diffai_dist.analyses.noise import DIGITS
+from diffai_dist.analyses.grids import DIGITS
 from diffai_dist.analyses.staleness_check import is_state
 from diffai_dist.dtypes import Family
 from diffai_dist.records import AnalysisRecord, Finding, Measurements, Severity, TensorRecord
@@ -180,7 +180,7 @@ def _allowed(dtype: str, ulps: int) -> int:
 def _compared(
     measured: Measurements, pair_index: int, records: Sequence[TensorRecord]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Indices of tensors with numbers; whether dtypes are equal, whether both are real numbers; candidates' dtypes."""
+    """Indices of tensors with numbers; whether dtypes are equal, whether both are real; candidates' decoders."""
     import numpy as np
 
     pair = measured.comparison.pairs[pair_index]
@@ -191,7 +191,7 @@ def _compared(
         if aligned.name in names and before and after:
             chosen.append(i)
             same.append(before.dtype == after.dtype)
-            dtypes.append(after.dtype)
+            dtypes.append(after.decoder.name)
             real.append(max(before.decoder.family, after.decoder.family) < Family.COMPLEX)
     return np.array(chosen, np.int64), np.array(same, bool), np.array(real, bool), dtypes
 

@@ -25,9 +25,9 @@ class LayerImpact:
     The whole is the sum of the tensors' d2, float64 numbers, as an exact rational; a group's part of it likewise, so
     that the parts add up to the whole exactly, blocks and roles to the same one. `d2` is each sum and `share` each
     quotient part / whole, correctly rounded: shares add to 1 within an ulp, and published d2 to each other within half
-    an ulp of each. All shares are null where the whole is 0 or no finite float64. Tensors of dtypes without a decoder,
-    and codes with a scale that the other side does not have, have no d2 and are left out; `undecoded` and `scaled` say
-    how many. `tensor` of a finding is the block. Impact on what the model does cannot be read from weights.
+    an ulp of each. All shares are null where the whole is 0 or no finite float64. Tensors of dtypes without a decoder
+    have no d2 and are left out; `undecoded` says how many. `tensor` of a finding is the block. Impact on what the model
+    does cannot be read from weights.
     """
 
     name: ClassVar[str] = "layer_impact"

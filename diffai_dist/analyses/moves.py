@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffai_dist.analyses.codes import scaled
 from diffai_dist.analyses.roles import block, role
 from diffai_dist.analyses.staleness_check import is_state
 from diffai_dist.dtypes import Family
@@ -37,6 +36,7 @@ class Part:
     shape: tuple[int, ...]
     moved: bool
     retyped: bool
+    quantised: bool  # whether the candidate alone holds it as codes
     elements: int
     changed: int
     cosine_distance: float | None
@@ -56,7 +56,6 @@ class Moves:
     grown: tuple[tuple[str, int, int], ...]  # embeddings and heads with more rows than before; how many
     adapters: tuple[str, ...]  # second matrices of the candidate's adapters
     untrained: tuple[str, ...]  # those among them that are all zeros
-    scaled: int  # tensors that one side holds as codes with a scale, whose values were not compared
     state: int  # tensors of optimizers and saved gradients, which turn over by themselves and are in nothing else
 
     @property
@@ -77,8 +76,7 @@ def moves_of(measured: Measurements, pair_index: int, records: Sequence[TensorRe
     pair = measured.comparison.pairs[pair_index]
     by_name = {record.name: record for record in records}
     parts, others, grown = [], dict[str, list[str]](), []
-    adapters, untrained, state, coded = [], [], 0, 0
-    codes = scaled(measured, pair_index)
+    adapters, untrained, state = [], [], 0
     shifts = {key: measured.shifts[key][:, pair_index].tolist() for key in _SUMS}
     for i, aligned in enumerate(measured.comparison.aligned):
         record = by_name.get(aligned.name)
@@ -91,16 +89,14 @@ def moves_of(measured: Measurements, pair_index: int, records: Sequence[TensorRe
         if after and _SECOND.search(aligned.name) and (count := int(measured.moments["count"][i, pair.candidate])):
             adapters.append(aligned.name)
             untrained += [aligned.name] * (int(measured.moments["zeros"][i, pair.candidate]) == count)
-        if record.change is not None and i in codes:
-            coded += 1
-        elif record.change is not None and before and after and after.decoder.family != Family.BYTES:
+        if record.change is not None and before and after and after.decoder.family != Family.BYTES:
             parts.append(_part({key: column[i] for key, column in shifts.items()}, record, before, after))
         elif record.status == "incomparable" and before and after and _is_grown(before, after):
             grown.append((aligned.name, before.shape[0], after.shape[0]))
         elif record.change is None:
             others.setdefault(record.status, []).append(aligned.name)
     named = {status: tuple(names) for status, names in others.items()}
-    return Moves(tuple(parts), named, tuple(grown), tuple(adapters), tuple(untrained), coded, state)
+    return Moves(tuple(parts), named, tuple(grown), tuple(adapters), tuple(untrained), state)
 
 
 def is_adapter(name: str) -> bool:
@@ -125,7 +121,7 @@ def _part(row: Mapping[str, Any], record: TensorRecord, before: Tensor, after: T
     names = role(record.name), block(record.name)
     factor, d2 = 1 + row["slope"], row["d2"]
     aside = row["rest"] / d2 if d2 else 0.0
-    sizes = changed > 0, retyped, after.elements, changed
+    sizes = changed > 0, retyped, after.quantised and not before.quantised, after.elements, changed
     return Part(record.name, after.shape, *sizes, angle, factor, aside, length, *names)
 
 

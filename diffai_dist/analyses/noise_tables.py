@@ -7,14 +7,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from diffai_dist.analyses.noise import BITS, DIGITS, Narrowed, Noise, decibels
+from diffai_dist.analyses.folding import Folded
+from diffai_dist.analyses.noise import Narrowed, Noise, decibels
 from diffai_dist.analyses.roles import block
-from diffai_dist.analyses.scales import PACKED
+from diffai_dist.errors import UnknownScheme
 from diffai_dist.records import Measurements
 
 LISTED = 20  # rows of a table
 BLOCKS = 128
-NO_CODES = "no codes of 8 bits were counted"
+NO_CODES = "no tensor of plain codes of 8 bits was counted"
 
 # The largest magnitude of a grid, beyond which values are clipped.
 _ENDS = {"I8": 127, "U8": 255, "F8_E4M3": 448, "F8_E5M2": 57344, "F8_E4M3FNUZ": 240, "F8_E5M2FNUZ": 57344}
@@ -23,7 +24,7 @@ _ENDS = {"I8": 127, "U8": 255, "F8_E4M3": 448, "F8_E5M2": 57344, "F8_E4M3FNUZ": 
 def bits_per_weight(tensors: Sequence[Narrowed]) -> float | None:
     """Stored bits, those of scales among them, for each element; None without elements."""
     elements = sum(one.after.elements for one in tensors)
-    return 8 * sum(one.nbytes for one in tensors) / elements if elements else None
+    return 8 * sum(one.after.nbytes for one in tensors) / elements if elements else None
 
 
 def effective_bits(peak: float, noise: float) -> float | None:
@@ -44,16 +45,16 @@ def worst_row(noise: Noise) -> tuple[int, float] | None:
     """The row of a tensor of several axes that lost most, and its SQNR."""
     import numpy as np
 
-    known = noise.rows_db is not None and len(noise.one.after.shape) > 1 and np.isfinite(noise.rows_db).any()
-    if not known or noise.rows_db is None:
+    found = noise.rows_db
+    if found is None or not np.isfinite(found).any():
         return None
-    row = int(np.nanargmin(noise.rows_db))
-    return row, float(noise.rows_db[row])
+    row = int(np.nanargmin(found))
+    return row, float(found[row])
 
 
 def worst_channel(known: Sequence[Noise]) -> dict[str, Any] | None:
     """The row of any tensor that lost most."""
-    found = [(worst[1], one.one.name, worst[0]) for one in known if (worst := worst_row(one))]
+    found = [(worst[1], one.name, worst[0]) for one in known if (worst := worst_row(one))]
     if not found:
         return None
     db, name, row = min(found)
@@ -64,7 +65,7 @@ def by_block(known: Sequence[Noise]) -> list[float | None]:
     """SQNR of each block in the order of names; None where nothing was lost."""
     blocks: dict[str, list[Noise]] = {}
     for one in known:
-        blocks.setdefault(block(one.one.name), []).append(one)
+        blocks.setdefault(block(one.name), []).append(one)
     sums = [
         (math.fsum(one.signal for one in group), math.fsum(one.noise for one in group)) for group in blocks.values()
     ]
@@ -72,33 +73,28 @@ def by_block(known: Sequence[Noise]) -> list[float | None]:
 
 
 def conversions(chosen: Sequence[Narrowed]) -> list[dict[str, Any]]:
-    """Tensors by dtypes, and by what a scale of theirs belongs to."""
-    counts = Counter((one.before.dtype, one.after.dtype, _scheme(one)) for one in chosen)
-    keys = ("from", "to", "scale", "tensors")
+    """Tensors by dtypes, bits of a code, and how many values share a scale."""
+    counts = Counter((one.before.dtype, one.after.dtype, one.grid.bits, one.grid.block) for one in chosen)
+    keys = ("from", "to", "bits", "block", "tensors")
     return [dict(zip(keys, (*kind, number), strict=True)) for kind, number in sorted(counts.items())[:LISTED]]
 
 
-def _scheme(one: Narrowed) -> str:
-    if one.scale is None:
-        return "none"
-    if one.scale.values is None:
-        return one.scale.reason or ""
-    return "tensor" if one.scale.values.size == 1 else "row"
-
-
-def ranking(known: Sequence[Noise], codes: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
+def ranking(
+    known: Sequence[Noise], codes: Mapping[int, dict[str, Any]], found: Mapping[str, Folded]
+) -> list[dict[str, Any]]:
     """Those that lost most first; ties by name."""
     total = math.fsum(one.noise for one in known)
-    lossy = sorted((one for one in known if one.noise), key=lambda one: (one.db, one.one.name))
-    return [_row(one, total, codes.get(one.one.index)) for one in lossy[:LISTED]]
+    lossy = sorted((one for one in known if one.noise), key=lambda one: (one.db, one.name))
+    return [_row(one, total, codes.get(one.one.index), found.get(one.name)) for one in lossy[:LISTED]]
 
 
-def _row(one: Noise, total: float, codes: dict[str, Any] | None) -> dict[str, Any]:
+def _row(one: Noise, total: float, codes: dict[str, Any] | None, fold: Folded | None) -> dict[str, Any]:
     counted = codes or {}
     return {
-        "tensor": one.one.name,
+        "tensor": one.name,
         "sqnr_db": one.db,
-        "theory_db": decibels(one.signal, one.theory),
+        "aligned_db": fold.db if fold and fold.axis != "both" else None,
+        "theory_db": decibels(one.signal, one.theory.noise),
         "shortfall_db": one.shortfall,
         **_channels(one),
         "enob": effective_bits(one.peak, one.noise),
@@ -115,14 +111,15 @@ def _channels(one: Noise) -> dict[str, Any]:
     import numpy as np
 
     names = {"worst_row_db": 0.0, "row_p5_db": 0.05, "median_row_db": 0.5}
-    if one.rows_db is None or len(one.one.after.shape) < 2:
+    found = one.rows_db
+    if found is None:
         return dict.fromkeys(names)
-    known = np.sort(one.rows_db[~np.isnan(one.rows_db)])
+    known = np.sort(found[~np.isnan(found)])
     return {name: defined(known[int(part * (known.size - 1))]) if known.size else None for name, part in names.items()}
 
 
 def code_counts(measured: Measurements, pair_index: int, one: Narrowed) -> dict[str, Any] | None:
-    """Counts of the codes of an 8-bit tensor, from a histogram whose bins are exact for them."""
+    """Counts of the codes of a plain 8-bit tensor, from a histogram whose bins are exact for them."""
     import numpy as np
 
     candidate = measured.comparison.pairs[pair_index].candidate
@@ -146,14 +143,10 @@ def clipped(codes: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
     return {"clipped_fraction": ends / total if total else None, "clip_reason": None if total else NO_CODES}
 
 
-def packed(measured: Measurements, pair_index: int) -> Iterator[tuple[str, str]]:
-    """Codes whose names or shapes say that they are packed."""
+def unsupported(measured: Measurements, pair_index: int) -> Iterator[tuple[str, str]]:
+    """Tensors of the candidate whose codes have no values that are known, and why."""
     pair = measured.comparison.pairs[pair_index]
     for one in measured.comparison.aligned:
-        before, after = one.tensors[pair.baseline], one.tensors[pair.candidate]
-        if before is None and after is not None:
-            scheme = next((kind for last, kind in PACKED.items() if one.name.endswith((f".{last}", f"_{last}"))), None)
-            if scheme:
-                yield one.name, f"packed codes ({scheme})"
-        elif before and after and before.dtype in DIGITS and after.dtype in BITS and before.shape != after.shape:
-            yield one.name, f"packed codes: {after.dtype} of another shape"
+        failure = one.unreadable[pair.candidate]
+        if failure is not None and failure.code == UnknownScheme.code:
+            yield one.name, failure.found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffai_dist.analyses.expected import in_every_block, is_mask, is_scale, is_table, may_be_zero, module, scaled
+from diffai_dist.analyses.expected import in_every_block, is_mask, is_scale, is_table, may_be_zero
 from diffai_dist.analyses.robust import robust_z
 from diffai_dist.analyses.roles import role
 from diffai_dist.analyses.series import Series
@@ -68,8 +68,6 @@ class Oddities:
             for is_one in (is_mask, is_table, is_state, may_be_zero, is_scale)
         )
         self.roles = [role(name) for name in names]
-        modules = scaled(names)
-        self.beside = np.array([module(name) in modules for name in names], bool)[:, None]  # scales beside the tensor
         self.quiet = self.masks | self.tables | self.states  # not judged as weights are
 
     def found(self) -> Iterator[Oddity]:
@@ -86,7 +84,7 @@ class Oddities:
     def largest(self) -> np.ndarray:
         """The largest finite number of the dtype where the tensor was measured and is of floats that are, else NaN."""
         aligned = self.series.measured.comparison.aligned
-        table = [[LARGEST.get(one.dtype, np.nan) if one else np.nan for one in a.tensors] for a in aligned]
+        table = [[LARGEST.get(one.decoder.name, np.nan) if one else np.nan for one in a.tensors] for a in aligned]
         found = np.array(table, np.float64).reshape(self.series.read.shape)
         return np.where(self.series.decoded & (self.moments["finite"] > 0), found, np.nan)
 
@@ -122,14 +120,14 @@ class Oddities:
 
     @cached_property
     def integers(self) -> np.ndarray:
-        """Which are matrices of integers, or of codes, that stand for weights: other members or scales tell of that."""
+        """Which are matrices of integers that stand for weights: other members tell of that."""
         kinds = self._table(
-            lambda one: one.dtype not in (*LARGEST, *_NO_WEIGHTS) and one.decoder.family < Family.COMPLEX
+            lambda one: one.decoder.name not in (*LARGEST, *_NO_WEIGHTS) and one.decoder.family < Family.COMPLEX
         )
         filled = self.series.decoded & ~self.empty
         elsewhere = filled.sum(axis=1, keepdims=True) > filled
         expected = self.quiet | self.zero | self.scales
-        found: np.ndarray = kinds & self.series.decoded & self.wide & (self.beside | elsewhere) & ~expected
+        found: np.ndarray = kinds & self.series.decoded & self.wide & elsewhere & ~expected
         return found
 
     @property
@@ -156,11 +154,11 @@ class Oddities:
             yield Oddity("constant", severity, tensor, member, value, None, "the one value of all its elements")
 
     def near_overflow(self) -> Iterator[Oddity]:
-        """Codes that are scaled fill their range on purpose."""
+        """Values that a little more would make infinite, or NaN."""
         with np.errstate(invalid="ignore"):
             share = self.magnitudes / self.largest
             odd = (share > self.limits.overflow_share) & ~self.masks
-        for tensor, member in _places(odd & ~self.codes):
+        for tensor, member in _places(odd):
             index, value = int(self.moments["absmax_index"][tensor, member]), float(share[tensor, member])
             size, end = self.magnitudes[tensor, member], self.largest[tensor, member]
             note = f"|x| of {size:.6g} at {index}, the dtype ends at {end:.6g}"
@@ -168,7 +166,7 @@ class Oddities:
 
     def subnormal(self) -> Iterator[Oddity]:
         """Where the numbers of a dtype are furthest apart for their size."""
-        narrow = self._table(lambda one: one.dtype in NARROW)
+        narrow = self._table(lambda one: one.decoder.name in NARROW)
         with np.errstate(invalid="ignore"):
             share = self.moments["subnormals"] / self.moments["count"]
         odd = narrow & self.weights & (share > self.limits.subnormal_share) & ~self.quiet
@@ -214,9 +212,9 @@ class Oddities:
                 yield from self._dead(tensor, member, np.sqrt(table["squares"]), np.ones(len(table), bool), "column")
 
     def _filled_elsewhere(self, tables: Mapping[tuple[int, int], np.ndarray], tensor: int, member: int) -> np.ndarray:
-        """Which rows, or columns, of integers should not be zero: of codes all, else those another member fills."""
+        """Which rows, or columns, of integers should not be zero: those that another member fills."""
         own = tables[tensor, member]
-        found = np.full(len(own), self.beside[tensor, 0])
+        found = np.zeros(len(own), bool)
         for other in range(len(self.series.members)):
             table = tables.get((tensor, other))
             if other != member and table is not None and len(table) == len(own):
@@ -301,11 +299,6 @@ class Oddities:
             number, value = int(odd.sum()), float(norms[place]) / median
             note = f"{number:,} of {len(norms):,} rows, the longest {place}, robust z {scores[place]:.3g}"
             yield Oddity("exploding-norm", severity, tensor, member, value, "row_factor", note, "row", place, number)
-
-    @cached_property
-    def codes(self) -> np.ndarray:
-        """Which tensors of 8-bit floats have scales beside them."""
-        return self.beside & np.isin(self.largest, [LARGEST[name] for name in NARROW if name != "F16"])
 
     @cached_property
     def stacks(self) -> list[list[int]]:

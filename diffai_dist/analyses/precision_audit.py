@@ -25,8 +25,8 @@ class PrecisionAudit:
     exponents it has; for others only digits and the largest number are known, not whether small numbers fit. Tensors of
     one value, or none but 0, tell nothing. A cast is value-preserving where no value changed. Lost values are those
     that changed; `miscast` are not even the baseline's value rounded to the candidate's dtype, as where training went
-    on. A cast of every float tensor is taken for meant, one of some is not; 8-bit codes with scales beside them are a
-    quantisation, and another question.
+    on. A cast of every float tensor is taken for meant, one of some is not; that of a quantised tensor is another
+    question, and no cast.
     """
 
     name: ClassVar[str] = "precision_audit"
@@ -45,7 +45,7 @@ class PrecisionAudit:
         "stored_wider_of": "how many rows there are",
         "conversions": "per pair and dtypes: baseline, candidate, stored, cast_to, tensors, kept (float tensors of the"
         " pair whose dtype stayed), elements, changed values, miscast, overflowed and underflowed ones (null where not"
-        " measured), value_preserving, scaled, names of the first 20; the first 100",
+        " measured), value_preserving, names of the first 20; the first 100",
         "conversions_of": "how many rows there are",
         "mixed": "roles whose blocks have several dtypes: checkpoint, members with the same, role, most common dtype,"
         " others with their number of tensors, names of the first 20 others; the first 100",
@@ -114,7 +114,7 @@ class PrecisionAudit:
         told: set[Hashable] = set()
         for pair, kept, one in casts:
             key = (one.stored, one.cast_to, one.tensors)
-            if one.scaled or key in told:
+            if key in told:
                 continue
             told.add(key)
             yield from self._of_cast(series, pair, kept, one)
@@ -194,7 +194,6 @@ def _cast_row(series: Series, pair: int, kept: int, one: Cast) -> dict[str, Any]
         "overflowed": one.overflowed,
         "underflowed": one.underflowed,
         "value_preserving": not one.changed,
-        "scaled": one.scaled,
         "names": _names(series, one.tensors[:NAMES]),
     }
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
+from diffai_dist.analyses import faults, folding
 from diffai_dist.analyses.base import Kind, finding, threshold
 from diffai_dist.analyses.bounding import bounded
+from diffai_dist.analyses.faults import Fault
+from diffai_dist.analyses.folding import Folded
 from diffai_dist.analyses.noise import Narrowed, Noise, decibels, narrowed, noise_of
 from diffai_dist.analyses.noise_tables import (
     LISTED,
@@ -19,40 +22,50 @@ from diffai_dist.analyses.noise_tables import (
     conversions,
     defined,
     effective_bits,
-    packed,
     ranking,
+    unsupported,
     worst_channel,
     worst_row,
 )
 from diffai_dist.records import SEVERITIES, AnalysisRecord, Finding, Measurements, Severity, TensorRecord
 
-if TYPE_CHECKING:
-    import numpy as np
-
-_MOST_ROWS = 0.9  # share that must agree. Judgement
 NOT_NARROWER = "no tensor of the candidate has a narrower dtype than in the baseline"
 NO_NUMBERS = "none of these tensors could be measured"
 NOTHING_LOST = "nothing was lost: all values are the baseline's"
+GPTQ = (
+    "GPTQ rounds for the outputs of a layer, not for its weights: their error is larger than that of rounding to "
+    "nearest, and says nothing of quality"
+)
+UNDOES = "undoes factors of weights, which are no noise"
+_DEAD = 1e-3  # of the middle row's length: so short rows are as good as 0. Judgement
+_OPTIONS = {
+    "shifted-zero-point": "zero_steps",
+    "misplaced-scales": "gain_db",
+    "missing-or-inverted-scale": "scale_factor",
+}
 
 
 @dataclass(frozen=True)
 class QuantizationAnalysis:
     """How much precision a quantised checkpoint lost, against theory for its bits, and what it saves.
 
-    It looks at tensors that the candidate holds in fewer digits, as F16, BF16 or FP8, or as codes of 8 or 16 bits with
-    one scale, or one for each row, in a tensor beside them. Noise is the squared distance between the values that the
-    codes stand for and the baseline's. Theory is correct rounding: 6.02 p + 8.12 dB for floats of p significant bits,
-    6.02 b + 4.77 - 20 log10(crest) dB for b bits, evenly spaced up to the largest magnitude; for tensors of fewer than
-    1,024 elements, or of values too much alike, its worst case, 8.12 and 4.77 dB below. What falls short of it is a
-    finding, and `precision_loss` the severity of the worst one, or `minimal`. All of this is error of weights: what a
-    model makes of it needs data. Whatever else moved the weights is noise, too: a step of training, smoothing and
-    rotation, which move scales between layers.
+    It looks at tensors that the candidate holds in fewer digits, as F16, BF16 or FP8, or as codes, whose values are
+    compared. Noise is their squared distance from the baseline's. Theory is correct rounding: 6.02 p + 8.12 dB for
+    floats of p significant bits, 20 log10(2^b - 1) + 4.77 - 20 log10(crest) for b bits, evenly spaced up to the largest
+    magnitude of a block; of a block that is part of a row that is an estimate, exact for normal values, rather too
+    little for others. For tensors of fewer than 1,024 elements, or of values too much alike, theory is the worst case,
+    8.12 and 4.77 dB below. What falls short of it is a finding, and `precision_loss` the severity of the worst one, or
+    `minimal`. All of this is error of weights: what a model makes of it needs data; GPTQ even rounds so that weights
+    are further off, for outputs that are nearer. AWQ and SmoothQuant scale columns of weights and undo it in the norm,
+    or the weight, before them: where factors of both agree, noise is that of the weight times its factors (`aligned`).
+    Of a weight with factors of rows and columns, or in a rotated basis, nothing is judged. Whatever else moved the
+    weights is noise, too, such as a step of training.
     """
 
     name: ClassVar[str] = "quantization_analysis"
     flag: ClassVar[str] = "--quantization-analysis"
     kind: ClassVar[Kind] = "2"
-    partials: ClassVar[tuple[str, ...]] = ("rows", "codes")
+    partials: ClassVar[tuple[str, ...]] = ("rows", "columns", "codes")
     in_all: ClassVar[bool] = True
     result: ClassVar[Mapping[str, str]] = {
         "compression": "bytes of the candidate's tensors / bytes of the baseline's",
@@ -60,29 +73,39 @@ class QuantizationAnalysis:
         "efficiency": "effective bits kept for each stored bit: enob / bits_per_weight",
         "compression_factor": "1 / compression",
         "sqnr_db": "10 log10(sum a^2 / sum (b - a)^2) over all measured elements, b the values that codes stand for",
+        "aligned_sqnr_db": "the same with the noise of weights times the factors that are in `folded`; null for none",
         "theory_db": "the same with the noise of correct rounding",
         "enob": "effective bits, log2(sum n absmax^2 / (3 sum (b - a)^2)) / 2: those of an even grid with that noise",
-        "bits_per_weight": "8 * bytes of the narrowed tensors and their scales / elements",
+        "bits_per_weight": "8 * bytes of the narrowed tensors, scales among them / elements",
         "tensors": "tensors that the candidate holds narrower",
         "measured": "those with numbers",
         "below_theory": "those whose shortfall makes a finding",
         "overflowed": "elements that are finite in the baseline alone, and in no other number",
         "reason": "why numbers are missing; null where none are",
+        "note": "what is to be known of the numbers: weights that GPTQ rounded; null where nothing is",
         "worst_channel": "tensor, row, and SQNR in dB of the row that lost most, of tensors of two axes and more",
-        "clipped_fraction": "share of 8-bit codes at the ends of their grid; null, with clip_reason",
+        "clipped_fraction": "share of plain 8-bit codes at the ends of their grid; null, with clip_reason",
         "clip_reason": "why codes were not counted; null where they were",
         "by_block_db": "SQNR of each block, in the order of names, so that a fault that comes back shows; at most 128",
-        "conversions": "tensors by dtype before and after, and by what their scale belongs to",
-        "ranking": f"tensors by ascending SQNR, at most {LISTED}: sqnr_db, theory_db, dB below what is expected; SQNR "
-        "of the worst row, of the 5th percentile, of the median; enob, bits_per_weight, share of all noise, codes",
-        "scale_faults": f"tensors that are the baseline's times a factor, at most {LISTED}, and what that is like",
-        "unsupported": f"tensors without numbers, at most {LISTED}: packed codes, scales of blocks, zero points",
+        "conversions": "tensors by dtype before and after, bits of a code, and how many values share a scale (0: all)",
+        "ranking": f"tensors by ascending SQNR, at most {LISTED}: sqnr_db, aligned_db, theory_db, dB below what is "
+        "expected; SQNR of the worst row, of the 5th percentile, of the median; enob, bits_per_weight, share of all "
+        "noise, codes",
+        "folded": f"weights whose columns or rows carry factors that what is beside them undoes, at most {LISTED}: "
+        "axis, beside what, how far apart both are, factors of the 5th and 95th percentile, aligned_db",
+        "faults": f"tensors whose scales or zero points are wrong, at most {LISTED}: rule, value, and what it is like",
+        "unsupported": f"tensors without numbers, at most {LISTED}, and why",
     }
     rules: ClassVar[Mapping[str, str]] = {
         "missing-or-inverted-scale": "integer codes without a scale that are not the baseline's values: critical; a "
         "matrix in the baseline's direction, but 9 of 10 rows longer or shorter by more than scale_factor: high",
-        "invalid-scale": "a scale that is 0, NaN or infinite, of a row that is not 0: critical",
+        "shifted-zero-point": "means that are off by more than zero_steps steps, the same way in 9 of 10 rows: high",
+        "misplaced-scales": "SQNR more than medium_db below theory, of which factors of rows, or of columns, win "
+        "more than gain_db back: high",
+        "invalid-scale": "codes whose values are not finite where the baseline's are, or rows of 0 where it has none, "
+        "that share no scale with others: critical",
         "overflow": "elements that the narrower dtype made infinite or NaN: critical",
+        "rotated": "a matrix whose rows are as long as the baseline's, within same_length, and point elsewhere: info",
         "lost-channel": "a row with more noise than signal, SQNR below channel_db: high",
         "precision-loss": "SQNR below theory by more than low_db (low), medium_db (medium), high_db (high)",
         "coarse-grid": "SQNR below coarse_db where rounding is as in theory: a grid that does not fit: low",
@@ -91,6 +114,7 @@ class QuantizationAnalysis:
         "SQNR of rounding and of even grids: derived, as in the definition",
         "6.02 dB are one effective bit: derived; that it is medium, 3 dB low and 12 dB high: judgement",
         "efficiency as effective bits for each stored bit: judgement",
+        "factors of columns that a norm undoes: AWQ, 2306.00978, and SmoothQuant, 2211.10438, published",
     )
 
     low_db: float = threshold(3.0, "dB below theory from which a tensor's loss is low")
@@ -100,118 +124,132 @@ class QuantizationAnalysis:
     coarse_db: float = threshold(15.0, "SQNR in dB below which even correct rounding is worth a finding")
     scale_factor: float = threshold(1.25, "factor, either way, from which a scale is called wrong")
     same_direction: float = threshold(0.05, "largest 1 - cos, in the middle row, of values that differ by their scale")
+    zero_steps: float = threshold(0.5, "steps of the grid by which means may be off before a zero point is wrong")
+    gain_db: float = threshold(3.0, "dB that factors of rows or columns must win back to tell anything")
+    same_factor: float = threshold(0.05, "relative difference up to which factors are those of what undoes them")
+    same_length: float = threshold(0.05, "relative difference of rows, in the middle, up to which they are as long")
 
     def __call__(self, measured: Measurements, pair_index: int, records: Sequence[TensorRecord]) -> AnalysisRecord:
-        """Sizes from headers, noise from moments, shifts and rows."""
+        """Sizes from headers, noise from moments, shifts, rows and columns."""
         chosen = narrowed(measured, pair_index, records)
         answers = [(one, noise_of(measured, pair_index, one)) for one in chosen]
         known = [found for _, found in answers if isinstance(found, Noise)]
+        folds = folding.folded(measured, pair_index, known, self.same_factor, self.gain_db)
+        undo = _undoing(known, folds)
+        known = [one for one in known if one.name not in undo]
         refused = [(one.name, found) for one, found in answers if isinstance(found, str)]
-        faults = [row for one in known if (row := self._fault(one))]
-        findings = tuple(self._findings(measured, pair_index, chosen, known, faults))
+        refused += [(name, UNDOES) for name in undo]
+        gone = list(_gone(measured, pair_index, chosen, known))
+        without_values = {one.tensor for one in gone}
+        sound = [one for one in known if one.name not in without_values]
+        wrong = [fault for one in sound if (fault := self._fault(one, folds.get(one.name)))]
+        findings = (*gone, *self._findings(sound, wrong, folds))
         codes = {one.one.index: count for one in known if (count := code_counts(measured, pair_index, one.one))}
-        unsupported = [*refused, *packed(measured, pair_index)]
+        without = [*refused, *unsupported(measured, pair_index)]
         result = {
             **_sizes(measured, pair_index),
-            **_whole(known, findings),
+            **_whole(known, findings, folds),
             "tensors": len(chosen),
             "measured": len(known),
-            "below_theory": sum(one.shortfall > self.low_db for one in known),
+            "below_theory": sum(_shortfall(one, folds.get(one.name)) > self.low_db for one in known),
             "overflowed": sum(_overflowed(measured, pair_index, one) for one in chosen),
-            "reason": _reason(chosen, known, unsupported),
+            "reason": _reason(chosen, known, without),
+            "note": GPTQ if any(one.after.dtype.startswith("gptq") for one in chosen) else None,
             "worst_channel": worst_channel(known),
             **clipped(codes),
             "by_block_db": by_block(known),
             "conversions": conversions(chosen),
-            "ranking": ranking(known, codes),
-            "scale_faults": faults[:LISTED],
-            "unsupported": [{"tensor": name, "reason": why} for name, why in unsupported[:LISTED]],
+            "ranking": ranking(known, codes, folds),
+            "folded": [one.row for one in folds.values()][:LISTED],
+            "faults": [one.row for one in wrong][:LISTED],
+            "unsupported": [{"tensor": name, "reason": why} for name, why in without[:LISTED]],
         }
         return AnalysisRecord(self.name, {key: result[key] for key in self.result}, tuple(bounded(findings)))
 
+    def _fault(self, one: Noise, fold: Folded | None) -> Fault | None:
+        """What is wrong with scales or zero points; the simplest that explains it."""
+        if one.sound:
+            return None
+        if found := faults.factor(one, self.scale_factor, self.same_direction):
+            return found
+        if fold:
+            return None
+        if found := faults.zero_point(one, self.zero_steps):
+            return found
+        return faults.misplaced(one, self.gain_db) if one.shortfall > self.medium_db else None
+
     def _findings(
-        self, measured: Measurements, pair_index: int, chosen: Sequence[Narrowed], known: Sequence[Noise], faults: Any
+        self, known: Sequence[Noise], wrong: Sequence[Fault], folds: Mapping[str, Folded]
     ) -> Iterator[Finding]:
         """What explains more comes first, and what it explains is not told again."""
-        for one in chosen:
-            if one.scale and (number := _invalid(measured, pair_index, one)):
-                source = "a scale is a finite number that is not 0"
-                yield Finding("invalid-scale", "critical", one.scale.name, number, 0, source)
-            if number := _overflowed(measured, pair_index, one):
-                yield Finding("overflow", "critical", one.name, number, 0, "counts of finite values on both sides")
-        wrong = tuple(self._wrong(chosen, {row["tensor"]: row["factor"] for row in faults}))
-        yield from wrong
         explained = {one.tensor for one in wrong}
+        bare = {one.name for one in known if one.one.bare}
+        for fault in wrong:
+            if fault.tensor not in bare:
+                told = finding(self, fault.rule, "high", fault.tensor, fault.value, _OPTIONS[fault.rule])
+                yield replace(told, source=f"like {fault.like}; {told.source}")
+        factors = {fault.tensor: fault.value for fault in wrong}
+        for name in (one.name for one in known if one.name in bare):
+            source = "codes without a scale beside them have no values"
+            yield Finding("missing-or-inverted-scale", "critical", name, factors.get(name), None, source)
         for noise in sorted(known, key=lambda one: -one.shortfall):
-            if noise.one.name not in explained:
-                yield from self._loss(noise)
+            if noise.name not in explained | bare:
+                yield from self._loss(noise, folds.get(noise.name))
 
-    def _wrong(self, chosen: Sequence[Narrowed], factors: Mapping[str, float]) -> Iterator[Finding]:
-        """Codes without a scale, and matrices that are a factor too long or too short."""
-        rule = "missing-or-inverted-scale"
-        for one in chosen:
-            if one.coded and one.scale is None:
-                source = "codes without a scale beside them have no values"
-                yield Finding(rule, "critical", one.name, factors.get(one.name), None, source)
-            elif one.name in factors:
-                yield finding(self, rule, "high", one.name, factors[one.name], "scale_factor")
-
-    def _loss(self, noise: Noise) -> Iterator[Finding]:
-        if (worst := worst_row(noise)) is not None and worst[1] < self.channel_db:
-            yield finding(self, "lost-channel", "high", noise.one.name, worst[1], "channel_db")
+    def _loss(self, noise: Noise, fold: Folded | None) -> Iterator[Finding]:
+        if fold and fold.axis == "both":
+            return
+        off = folding.rotated(noise, self.same_length)
+        if off is not None:
+            yield finding(self, "rotated", "info", noise.name, off, "same_length")
+            return
+        if not fold and (worst := worst_row(noise)) is not None and worst[1] < self.channel_db:
+            yield finding(self, "lost-channel", "high", noise.name, worst[1], "channel_db")
         limits: tuple[tuple[Severity, str], ...] = (("high", "high_db"), ("medium", "medium_db"), ("low", "low_db"))
+        behind, db = _shortfall(noise, fold), fold.db if fold else noise.db
         for severity, option in limits:
-            if noise.shortfall > getattr(self, option):
-                yield finding(self, "precision-loss", severity, noise.one.name, noise.shortfall, option)
+            if behind > getattr(self, option):
+                yield finding(self, "precision-loss", severity, noise.name, behind, option)
                 return
-        if noise.db < self.coarse_db:
-            yield finding(self, "coarse-grid", "low", noise.one.name, noise.db, "coarse_db")
-
-    def _fault(self, noise: Noise) -> dict[str, Any] | None:
-        """The factor by which a matrix is too long or too short, if it is that alone in 9 of 10 rows."""
-        import numpy as np
-
-        known = np.isfinite(noise.factors) & np.isfinite(noise.turned)
-        factors = noise.factors[known]
-        if len(noise.one.after.shape) < 2 or not known.any() or np.median(noise.turned[known]) > self.same_direction:
-            return None
-        far = (factors > 0) & ((factors > self.scale_factor) | (factors < 1 / self.scale_factor))
-        if np.mean(far) < _MOST_ROWS:
-            return None
-        scale, name = noise.one.scale, noise.one.name
-        row = {"tensor": name, "scale": scale.name if scale else None, "factor": float(np.median(factors))}
-        return {**row, "like": _like(noise)}
+        if db < self.coarse_db:
+            yield finding(self, "coarse-grid", "low", noise.name, db, "coarse_db")
 
 
-def _like(noise: Noise) -> str:
-    """What would make such rows of the scale."""
+def _undoing(known: Sequence[Noise], folds: Mapping[str, Folded]) -> list[str]:
+    """The norms that undo factors of weights, and their biases."""
+    norms = {folding.parent(fold.beside) for fold in folds.values()}
+    return [one.name for one in known if len(one.one.after.shape) == 1 and folding.parent(one.name) in norms]
+
+
+def _gone(
+    measured: Measurements, pair_index: int, chosen: Sequence[Narrowed], known: Sequence[Noise]
+) -> Iterator[Finding]:
+    """Values that are no numbers, or 0, where the baseline's are others."""
+    noises = {one.name: one for one in known}
+    for one in chosen:
+        if number := _overflowed(measured, pair_index, one):
+            rule = "invalid-scale" if one.after.quantised else "overflow"
+            yield Finding(rule, "critical", one.name, number, 0, "counts of finite values on both sides")
+        elif one.name in noises and (empty := _empty_rows(noises[one.name])):
+            yield Finding("invalid-scale", "critical", one.name, empty, 0, "rows whose values are all 0")
+
+
+def _shortfall(noise: Noise, fold: Folded | None) -> float:
+    """dB below theory, of a weight times its factors where it has some."""
+    if fold is None:
+        return noise.shortfall
+    return 0.0 if fold.axis == "both" else fold.shortfall
+
+
+def _empty_rows(noise: Noise) -> int:
+    """Rows of 0 that were none, and hardly shorter than others: their scale is no other row's, and too small for F16
+    in rows of next to nothing alone."""
     import numpy as np
 
-    scale = noise.one.scale.values if noise.one.scale else None
-    if scale is None:
-        return "missing"
-    with np.errstate(all="ignore"):
-        return "inverted" if _is_one(noise.factors / scale**2) else "wrong"
-
-
-def _is_one(values: np.ndarray) -> bool:
-    """Whether most are within a tenth of 1: codes of few bits take some percent from the length of a row."""
-    import numpy as np
-
-    known = values[np.isfinite(values)]
-    return bool(known.size) and float(np.mean(np.abs(known - 1) <= 0.1)) >= _MOST_ROWS
-
-
-def _invalid(measured: Measurements, pair_index: int, one: Narrowed) -> int:
-    """How many scales are no use; those of rows of zeros may be 0."""
-    import numpy as np
-
-    values = one.scale.values if one.scale else None
-    if values is None:
+    block, rows = noise.one.grid.block, noise.rows
+    if not noise.one.after.quantised or not noise.by_rows or not 0 < block <= noise.one.after.elements // len(rows.aa):
         return 0
-    rows = measured.details.rows.get((one.index, measured.comparison.pairs[pair_index].baseline))
-    empty = rows["squares"] == 0 if rows is not None and values.size == rows.size else np.zeros(values.shape, bool)
-    return int(np.sum(~np.isfinite(values) | ((values == 0) & ~empty)))
+    return int(np.sum((rows.aa > _DEAD**2 * np.nanmedian(rows.aa)) & (rows.bb == 0)))
 
 
 def _overflowed(measured: Measurements, pair_index: int, one: Narrowed) -> int:
@@ -232,27 +270,37 @@ def _sizes(measured: Measurements, pair_index: int) -> dict[str, Any]:
     }
 
 
-def _whole(known: Sequence[Noise], findings: Sequence[Finding]) -> dict[str, Any]:
+def _whole(known: Sequence[Noise], findings: Sequence[Finding], folds: Mapping[str, Folded]) -> dict[str, Any]:
     """The sums of all tensors as one; findings tell the loss."""
-    signal, noise, theory, peak = (
-        math.fsum(getattr(one, key) for one in known) for key in ("signal", "noise", "theory", "peak")
-    )
+    signal, noise, peak = (math.fsum(getattr(one, key) for one in known) for key in ("signal", "noise", "peak"))
+    theory = math.fsum(one.theory.noise for one in known)
     bits = bits_per_weight([one.one for one in known])
     enob = effective_bits(peak, noise)
-    worst = min((SEVERITIES.index(one.severity) for one in findings), default=None)
+    worst = min((SEVERITIES.index(one.severity) for one in findings if one.severity != "info"), default=None)
     label = None if worst is None else SEVERITIES[worst]
     return {
         "precision_loss": label or ("minimal" if known else None),
         "efficiency": enob / bits if enob is not None and bits else None,
         "sqnr_db": defined(decibels(signal, noise)),
+        "aligned_sqnr_db": defined(decibels(signal, _aligned(known, folds))) if folds else None,
         "theory_db": defined(decibels(signal, theory)),
         "enob": enob,
         "bits_per_weight": bits,
     }
 
 
-def _reason(chosen: Sequence[Narrowed], known: Sequence[Noise], unsupported: Sequence[Any]) -> str | None:
-    if not chosen and not unsupported:
+def _aligned(known: Sequence[Noise], folds: Mapping[str, Folded]) -> float:
+    """Noise that each tensor would have, had it the baseline's length; that of factors of both axes is what it is."""
+    noises = []
+    for one in known:
+        fold = folds.get(one.name)
+        scaled = fold is not None and fold.axis != "both" and fold.signal > 0
+        noises.append(one.signal * fold.noise / fold.signal if fold and scaled else one.noise)
+    return math.fsum(noises)
+
+
+def _reason(chosen: Sequence[Narrowed], known: Sequence[Noise], without: Sequence[Any]) -> str | None:
+    if not chosen and not without:
         return NOT_NARROWER
     if not known:
         return NO_NUMBERS

@@ -17,10 +17,7 @@ Evidence = dict[str, Any]
 
 
 def regime(moves: Moves) -> tuple[str | None, list[Evidence]]:
-    """The first label whose test holds, and what speaks for it; None where nothing can be compared, or where codes with
-    scales are: that the rest is alike, or is not, says little of a model whose matrices were not compared."""
-    if moves.scaled:
-        return None, _common(moves)
+    """The first label whose test holds, and what speaks for it; None where nothing can be compared."""
     for label, test in _REGIMES:
         found = test(moves)
         if found is not None:
@@ -39,7 +36,6 @@ def _common(moves: Moves) -> list[Evidence]:
         "tensors in the candidate alone": counts.get("added", 0),
         "tensors in the baseline alone": counts.get("removed", 0),
         "tensors that could not be compared": counts.get("incomparable", 0) + counts.get("failed", 0),
-        "tensors of codes with scales, whose values were not compared": moves.scaled,
         "tensors of another dtype, whose rounding counts as a move": sum(one.retyped for one in moves.moved),
     }
     return [_said(what, number) for what, number in told.items() if number]
@@ -55,6 +51,12 @@ def _identical(moves: Moves) -> list[Evidence] | None:
     if not moves.parts or moves.moved or moves.grown or moves.others:
         return None
     return [_said("tensors with equal values", len(moves.parts))]
+
+
+def _quantised(moves: Moves) -> list[Evidence] | None:
+    if not moves.moved or not all(one.quantised for one in moves.moved):
+        return None
+    return [_said("tensors that the candidate alone holds as codes", len(moves.moved))]
 
 
 def _vocabulary(moves: Moves) -> list[Evidence] | None:
@@ -155,6 +157,7 @@ def _unchanged(moves: Moves) -> list[Evidence] | None:
 _REGIMES: tuple[tuple[str, Callable[[Moves], list[Evidence] | None]], ...] = (
     ("adapter", _adapter),
     ("identical", _identical),
+    ("quantised", _quantised),
     ("vocabulary-grown", _vocabulary),
     ("decay-only", _decay),
     ("norms-and-biases-only", _only("norm", "bias")),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffai_dist.analyses.grids import DIGITS
 from diffai_dist.analyses.lines import Lines, row_lines
-from diffai_dist.analyses.noise import DIGITS
 from diffai_dist.analyses.oddities import LARGEST
 from diffai_dist.checkpoint import Tensor
 from diffai_dist.records import Details, Measurements
@@ -46,12 +46,18 @@ class Sides:
     @property
     def is_float(self) -> bool:
         """Whether more is looked for than zeros."""
-        return self.tensor.dtype in DIGITS
+        return self.tensor.decoder.name in DIGITS
+
+    @property
+    def bits(self) -> int:
+        """Bits of an element, of codes those of one."""
+        scheme = self.tensor.scheme
+        return scheme.bits if scheme and scheme.bits else self.tensor.decoder.bits
 
     @property
     def nbytes(self) -> float:
         """Bytes of an element; half of one for F4."""
-        return self.tensor.decoder.bits / 8
+        return self.bits / 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +107,7 @@ def _has_rows(details: Details, index: int, member: int) -> bool:
 
 def looked_at(tensor: Tensor) -> bool:
     """Whether it is of floats, or a matrix of 8-bit codes."""
-    return tensor.dtype in DIGITS or (tensor.dtype in _CODES and len(tensor.shape) > 1)
+    return tensor.decoder.name in DIGITS or (tensor.dtype in _CODES and len(tensor.shape) > 1)
 
 
 def _of(table: np.ndarray | None, index: int, column: int) -> np.void | None:
@@ -134,7 +140,7 @@ def ratio_of(sides: Sides) -> float:
 
 def giant_limit(sides: Sides, ratio: float, limit: float) -> float:
     """The limit of a giant's ratio, or 1/64 of the dtype's range where that is less and the baseline's is the same."""
-    end = LARGEST.get(sides.tensor.dtype)
+    end = LARGEST.get(sides.tensor.decoder.name)
     largest = absmax(sides.moments[1])
     if end is None or not sides.same_dtype or not largest:
         return limit
@@ -194,7 +200,7 @@ def zero_runs(sides: Sides, page: int, dense: float) -> Iterator[Signature]:
     rest = count - longest - (tail if start + longest < count else 0)
     others = zeros - (count - rest)
     odd = others <= dense * rest
-    if sides.tensor.decoder.bits <= 8 and sides.same_dtype:  # a cast to few values makes zeros of what was small
+    if sides.bits <= 8 and sides.same_dtype:  # a cast to few values makes zeros of what was small
         odd = longest * -math.log2((others + 1) / (rest + 1)) > _BITS + math.log2(count)
     if not odd or _were_there(sides, start, longest):
         return

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from diffai_dist.analyses.codes import scaled
 from diffai_dist.dtypes import Family
 from diffai_dist.records import Measurements, TensorRecord
 
-LEFT_OUT = {
-    "undecoded": "tensors compared as bytes, which are in no sum",
-    "scaled": "tensors that one side alone holds as codes with a scale beside them, which are in no sum",
-}
+LEFT_OUT = {"undecoded": "tensors compared as bytes, which are in no sum"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +38,9 @@ _SUMS = ("count", "changed", "d2", "d1", "a1", "b1", "aa", "bb", "slope", "rest"
 def shifts_of(measured: Measurements, pair_index: int, records: Sequence[TensorRecord]) -> list[Shift]:
     """One row for each tensor of the pair whose numbers were compared, in the order of the comparison.
 
-    Not those that `left_out` counts: bytes of dtypes without a decoder, and codes without their scale, are no values.
+    Not those that `left_out` counts: bytes of dtypes without a decoder are no values.
     """
-    compared = [(i, elements) for i, elements, why in _compared(measured, pair_index, records) if why is None]
+    compared = [(i, elements) for i, elements, known in _compared(measured, pair_index, records) if known]
     chosen, sizes = [i for i, _ in compared], [elements for _, elements in compared]
     rows = measured.shifts[chosen, pair_index]
     columns = [rows[key].tolist() for key in _SUMS]
@@ -55,20 +50,18 @@ def shifts_of(measured: Measurements, pair_index: int, records: Sequence[TensorR
 
 def left_out(measured: Measurements, pair_index: int, records: Sequence[TensorRecord]) -> dict[str, int]:
     """How many compared tensors are in no sum, by the keys of LEFT_OUT."""
-    counts = Counter(why for _, _, why in _compared(measured, pair_index, records))
-    return {why: counts[why] for why in LEFT_OUT}
+    return {"undecoded": sum(not known for _, _, known in _compared(measured, pair_index, records))}
 
 
 def _compared(
     measured: Measurements, pair_index: int, records: Sequence[TensorRecord]
-) -> Iterator[tuple[int, int, str | None]]:
-    """Index, elements, and why it is in no sum, if it is in none, of each tensor with a change."""
+) -> Iterator[tuple[int, int, bool]]:
+    """Index, elements, and whether its values are known, of each tensor with a change."""
     compared = {record.name for record in records if record.change is not None}
-    baseline, codes = measured.comparison.pairs[pair_index].baseline, scaled(measured, pair_index)
+    baseline = measured.comparison.pairs[pair_index].baseline
     for i, aligned in enumerate(measured.comparison.aligned):
         if aligned.name in compared and (tensor := aligned.tensors[baseline]) is not None:
-            bare = "undecoded" if tensor.decoder.family == Family.BYTES else None
-            yield i, tensor.elements, "scaled" if i in codes else bare
+            yield i, tensor.elements, tensor.decoder.family != Family.BYTES
 
 
 def exact(values: Iterable[float]) -> Fraction | None:

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, get_args
 
 from diffai_dist.analyses.base import Kind, finding, threshold
 from diffai_dist.analyses.bounding import MOST, bounded
-from diffai_dist.analyses.codes import beside_codes
 from diffai_dist.analyses.roles import pattern
 from diffai_dist.checkpoint import Tensor
 from diffai_dist.comparison import Confidence, Pair
@@ -72,7 +71,6 @@ class TensorMatching:
         "pairs": "those whose names differ, one for all that differ in numbers alone, the first 20: tensor, its name in"
         " baseline and candidate, confidence as above, transform (null: none), alike (how many of them)",
         "pairs_of": "how many such rows there are",
-        "scales": "those beside codes that the other side holds as numbers: scales, zero points, what quantisers add",
         "unmatched": "all others that are on one side alone, the first 20: tensor, side",
         "unmatched_of": "how many there are",
         "ambiguous": "names that would become one and were left as they are, the first 20: names",
@@ -84,7 +82,7 @@ class TensorMatching:
         "without_rows": "those of which no rows are kept: scalars, very many or very long rows, no decoder",
     }
     rules: ClassVar[Mapping[str, str]] = {
-        "unmatched": "more than `unmatched_most` tensors are on one side alone, no `scales` among them: medium",
+        "unmatched": "more than `unmatched_most` tensors are on one side alone: medium",
         "ambiguous": "names would become one without their wrappers: low",
         "transposed": "Σx² of every row is that of the column of the other side, and the other way round, within"
         " `tolerance` (of floats of p bits against others 2^(1-p) more), and of its rows it is not (by four times"
@@ -112,16 +110,13 @@ class TensorMatching:
         counts = Counter[str](row["confidence"] for row in pairs)
         both = sum(record.status in ("changed", "identical", "incomparable") for record in records)
         matched = {*found.renamed, *found.renamed.values()}
-        beside = {comparison.aligned[i].name for i in beside_codes(measured, pair_index)}
-        told = {*matched, *beside}
-        alone = [one for one in records if one.status in ("added", "removed") and one.name not in told]
+        alone = [one for one in records if one.status in ("added", "removed") and one.name not in matched]
         ambiguous = [names for member, names in comparison.ambiguous if member in (pair.baseline, pair.candidate)]
         result: dict[str, Any] = {
             "tensors": both,
             "exact": both - sum(counts[one] for one in CONFIDENCES[1:]),
             **{one: counts[one] for one in (*CONFIDENCES[1:], _CONTENT)},
             **_table("pairs", _kinds(pairs)),
-            "scales": len(beside),
             **_table("unmatched", [{"tensor": one.name, "side": _SIDES[one.status]} for one in alone]),
             **_table("ambiguous", [{"names": ", ".join(names)} for names in ambiguous]),
             **_table("rearranged", [_row(case) for case in found.cases]),

@@ -19,7 +19,6 @@ from diffai_dist.analyses.moves import (
     runs,
 )
 from diffai_dist.analyses.regimes import regime
-from diffai_dist.analyses.sums import LEFT_OUT
 from diffai_dist.records import AnalysisRecord, Finding, Measurements, Severity, TensorRecord
 
 _FINE_TO_DRAW = ("head", "router", "embed")  # what transfer learning draws anew on purpose, for another task
@@ -30,7 +29,8 @@ class TransferLearningAnalysis:
     """Which tensors were frozen or trained, and what kind of training that looks like.
 
     Frozen tensors have the baseline's values, bit for bit, or exactly in another dtype. A regime is a label for the
-    evidence listed with it, the first of these that holds: adapter (matrices of LoRA), identical, vocabulary-grown,
+    evidence listed with it, the first of these that holds: adapter (matrices of LoRA), identical, quantised (all
+    that moved is held as codes, by the candidate alone), vocabulary-grown,
     decay-only (all that moved is c times what it was, 1 - cos below 1e-7, c below 1 and within 10 % one number),
     norms-and-biases-only, head-only, embeddings-only, re-initialised, lora-like (matrices of some roles moved in 9 of
     10 of the blocks that have them, and nothing else; the rank of the change is not measured), partly-frozen, sparse
@@ -43,13 +43,12 @@ class TransferLearningAnalysis:
     partials: ClassVar[tuple[str, ...]] = ()
     in_all: ClassVar[bool] = True
     result: ClassVar[Mapping[str, str]] = {
-        "regime": "the label; null where nothing can be compared, or tensors are `scaled`",
+        "regime": "the label; null where nothing can be compared",
         "frozen": "compared tensors that have the baseline's values",
         "moved": "compared tensors that have not",
         "frozen_elements_fraction": "elements in frozen tensors / elements compared",
         "changed_fraction": "elements that changed, in bits where dtypes are equal / elements compared",
         "state": "tensors of optimizers and saved gradients, which are in none of the numbers",
-        "scaled": LEFT_OUT["scaled"].replace("no sum", "none of the numbers"),
         "adapters": "matrices B of LoRA in the candidate",
         "untrained_adapters": "those of them that are all zeros",
         "evidence": "what the label rests on, and what qualifies it",
@@ -87,7 +86,6 @@ class TransferLearningAnalysis:
             "frozen_elements_fraction": sum(one.elements for one in moves.frozen) / elements if elements else None,
             "changed_fraction": changed_share(moves.parts),
             "state": moves.state,
-            "scaled": moves.scaled,
             "adapters": len(moves.adapters),
             "untrained_adapters": len(moves.untrained),
             "evidence": evidence,

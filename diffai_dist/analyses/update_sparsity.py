@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from diffai_dist.analyses.base import Kind, finding, threshold
 from diffai_dist.analyses.bounding import MOST
-from diffai_dist.analyses.noise import DIGITS
+from diffai_dist.analyses.grids import DIGITS
 from diffai_dist.analyses.roles import role
 from diffai_dist.dtypes import Family
 from diffai_dist.records import AnalysisRecord, Finding, Measurements, TensorRecord
@@ -117,7 +117,7 @@ def _counted(
         count, both, bits, changed, flips = (columns[key][i] for key in ("count", "both", "bits", "changed", "flips"))
         same = before.dtype == after.dtype
         seen = {"both": both, "visible": known["visible"][i]} if known and _is_real(before, after) else {}
-        if known and same and before.dtype in DIGITS:
+        if known and same and before.decoder.name in DIGITS:
             seen |= {"of_floats": known["count"][i], "exponents": known["exponents"][i]}
         rows = details.row_shifts.get((i, pair_index)) if len(after.shape) > 1 else None
         if rows is not None:
