@@ -10,6 +10,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SERIES = 8
 
@@ -17,6 +21,11 @@ SERIES = 8
 def write_pair(folder: Path, nbytes: int, tensors: int, dtype: str) -> list[Path]:
     """Two checkpoints of so many bytes each."""
     return _written(folder, nbytes, tensors, dtype, ("baseline", "candidate"))
+
+
+def write_quantised(folder: Path, nbytes: int, tensors: int) -> list[Path]:
+    """A BF16 checkpoint of so many bytes, and the same as FP8 with a scale for each tile of 128 x 128."""
+    return _written(folder, nbytes, tensors, "FP8", ("baseline", "candidate"))
 
 
 def write_series(folder: Path, nbytes: int, tensors: int, dtype: str) -> list[Path]:
@@ -38,17 +47,35 @@ def _write(nbytes: int, tensors: int, dtype: str, paths: Sequence[Path]) -> None
     import numpy as np
     from safetensors.numpy import save_file
 
-    kind = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}[dtype]
+    kind = np.dtype({"F32": np.float32, "BF16": ml_dtypes.bfloat16, "FP8": ml_dtypes.bfloat16}[dtype])
     width = min(4096, nbytes // tensors // kind.itemsize)
     rows = nbytes // tensors // kind.itemsize // width
     block = np.random.default_rng(0).standard_normal((min(rows, 1024), width), dtype=np.float32) * np.float32(0.02)
     for step, path in enumerate(paths):
+        if step and dtype == "FP8":
+            _write_fp8(block, rows, tensors, path)
+            continue
         if step:
             update = np.random.default_rng(step).standard_normal(block.shape, dtype=np.float32)
             block = block + update * np.float32(0.001)
         whole = np.tile(block.astype(kind), (-(-rows // len(block)), 1))[:rows]
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({f"model.layers.{index}.weight": whole for index in range(tensors)}, str(path))
+
+
+def _write_fp8(block: np.ndarray, rows: int, tensors: int, path: Path) -> None:
+    import ml_dtypes
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    tiles = block.reshape(-1, 128, block.shape[1] // 128, 128)
+    scales = np.abs(tiles).max(axis=(1, 3)) / np.float32(448)
+    codes = (tiles / scales[:, None, :, None]).reshape(block.shape).astype(ml_dtypes.float8_e4m3fn)
+    times = -(-rows // len(block))
+    weight, scale = np.tile(codes, (times, 1))[:rows], np.tile(scales, (times, 1))[: -(-rows // 128)]
+    parts = {"weight": weight, "weight_scale_inv": scale}
+    arrays = {f"model.layers.{index}.{name}": part for index in range(tensors) for name, part in parts.items()}
+    save_file(arrays, str(path))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import write_pair
+from data import write_pair, write_quantised
 from processes import Run, compare, in_turn, median, ours, ratio, run, warm
 from scale import late_store, many_units, two_workers
 from sweep import from_page_cache, from_s3
@@ -74,6 +74,20 @@ def peak_memory(nbytes: int) -> Row:
     return row
 
 
+def quantised(data: Path, runs: int) -> str:
+    """One tensor each; then eight, timed against the same bytes compared without a scale."""
+    one = write_quantised(data / "fp8-one", 4_000_000_000, 1)
+    peak = max(run([*compare(one), "--quantization-analysis"]).peak_mb for _ in range(2))
+    pair = write_quantised(data / "fp8", 1_000_000_000, 8)
+    warm(pair)
+    values, codes = in_turn(runs, compare(pair), [*compare(pair), "--raw"])
+    return (
+        f"one tensor of 4 GB BF16 and as FP8 in tiles, `--quantization-analysis`, peak memory | {peak:.0f} MB | "
+        "at most 600 MB\n"
+        f"1 GB BF16 and as FP8 in tiles: values, wall, over `--raw` | {ratio(values, codes):.2f} |"
+    )
+
+
 def start_up(data: Path, runs: int) -> str:
     pair = write_pair(data / "mb-1", 1_000_000, 8, "F32")
     help_, small = in_turn(runs, ours("--help"), compare(pair))
@@ -118,6 +132,7 @@ ROWS: dict[str, Row] = {
     "start": start_up,
     "many": many_tensors,
     "all": everything,
+    "quantised": quantised,
     "sweep-f32": from_page_cache("F32"),
     "sweep-bf16": from_page_cache("BF16"),
     "sweep-s3-f32": from_s3("lean", "F32"),
