@@ -966,6 +966,7 @@ CHOSEN = {
     **{kind.flag: ([], []) for kind in (*ANALYSES.values(), *SERIES.values())},
     "--include": ([], ["h.*"]),
     "--map": ([], ["{out}/map.yaml"]),
+    "--raw": ([], []),
     "--exclude": ([], ["h.*"]),
     "--ignore-keys-regex": ([], ["proj"]),
     "--epsilon": ([], ["0.02"]),
