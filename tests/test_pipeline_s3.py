@@ -50,6 +50,21 @@ def test_shards_in_a_bucket_give_the_bits_of_one_local_file(
     assert output(compare(str(pair[0]), f"s3://{bucket}/step 1+2")) == output(compare(*map(str, pair)))
 
 
+@pytest.mark.parametrize(
+    "scheme", ["fp8/block", "nvfp4/modelopt", "mxfp4/gpt-oss", "gptq/v1", "awq/gemm", "int8/group"]
+)
+def test_a_quantised_checkpoint_in_a_bucket_has_its_values(s3: Any, bucket: str, scheme: str) -> None:
+    folder = Path(__file__).parent / "fixtures" / scheme
+    values = folder.with_name(f"{folder.name}.values.safetensors")
+    for path in folder.iterdir():
+        s3.put(f"{bucket}/{scheme}/{path.name}", path.read_bytes())
+    near, far = (compare(str(values), url) for url in (str(folder), f"s3://{bucket}/{scheme}"))
+    assert output(near) == output(far)
+    same = [one for one in far.result.tensors if one.candidate and one.status in ("changed", "identical")]
+    assert same
+    assert {one.change.max_abs for one in same if one.change} <= {0.0, None}
+
+
 def test_a_cluster_reads_the_bucket_with_credentials_of_its_own(urls: tuple[str, str], pair: tuple[Path, Path]) -> None:
     assert output(compare(*urls, workers=2, unit_bytes=2_000_000)) == output(compare(*map(str, pair)))
 
