@@ -29,6 +29,7 @@ from diffai_dist.analyses.noise_tables import (
 )
 from diffai_dist.records import SEVERITIES, AnalysisRecord, Finding, Measurements, Severity, TensorRecord
 
+NOT_IN_BOTH = "no tensor is in both: --tensor-matching matches names, --map declares others"
 NOT_NARROWER = "no tensor of the candidate has a narrower dtype than in the baseline"
 NO_NUMBERS = "none of these tensors could be measured"
 NOTHING_LOST = "nothing was lost: all values are the baseline's"
@@ -68,7 +69,7 @@ class QuantizationAnalysis:
     partials: ClassVar[tuple[str, ...]] = ("rows", "columns", "codes")
     in_all: ClassVar[bool] = True
     result: ClassVar[Mapping[str, str]] = {
-        "compression": "bytes of the candidate's tensors / bytes of the baseline's",
+        "compression": "bytes of the candidate's tensors / bytes of the baseline's, of those that both have",
         "precision_loss": "severity of the worst finding, `minimal` for none; null where nothing was measured",
         "efficiency": "effective bits kept for each stored bit: enob / bits_per_weight",
         "compression_factor": "1 / compression",
@@ -153,7 +154,7 @@ class QuantizationAnalysis:
             "measured": len(known),
             "below_theory": sum(_shortfall(one, folds.get(one.name)) > self.low_db for one in known),
             "overflowed": sum(_overflowed(measured, pair_index, one) for one in chosen),
-            "reason": _reason(chosen, known, without),
+            "reason": _reason(chosen, known, without) if _in_both(measured, pair_index) else NOT_IN_BOTH,
             "note": GPTQ if any(one.after.dtype.startswith("gptq") for one in chosen) else None,
             "worst_channel": worst_channel(known),
             **clipped(codes),
@@ -260,10 +261,8 @@ def _overflowed(measured: Measurements, pair_index: int, one: Narrowed) -> int:
 
 def _sizes(measured: Measurements, pair_index: int) -> dict[str, Any]:
     pair, aligned = measured.comparison.pairs[pair_index], measured.comparison.aligned
-    before, after = (
-        sum(tensor.nbytes for one in aligned if (tensor := one.tensors[member]))
-        for member in (pair.baseline, pair.candidate)
-    )
+    both = [(a, b) for one in aligned if (a := one.tensors[pair.baseline]) and (b := one.tensors[pair.candidate])]
+    before, after = (sum(tensor.nbytes for tensor in side) for side in zip(*both, strict=True)) if both else (0, 0)
     return {
         "compression": after / before if before else None,
         "compression_factor": before / after if after else None,
@@ -297,6 +296,12 @@ def _aligned(known: Sequence[Noise], folds: Mapping[str, Folded]) -> float:
         scaled = fold is not None and fold.axis != "both" and fold.signal > 0
         noises.append(one.signal * fold.noise / fold.signal if fold and scaled else one.noise)
     return math.fsum(noises)
+
+
+def _in_both(measured: Measurements, pair_index: int) -> bool:
+    pair = measured.comparison.pairs[pair_index]
+    sides = (pair.baseline, pair.candidate)
+    return any(all(one.tensors[side] or one.unreadable[side] for side in sides) for one in measured.comparison.aligned)
 
 
 def _reason(chosen: Sequence[Narrowed], known: Sequence[Noise], without: Sequence[Any]) -> str | None:

@@ -25,7 +25,7 @@ def inspect(checkpoint: str, output: str, **options: Any) -> int:
     if (found := opened.checkpoints[0]) is not None:
         document = as_document(found)
         print_chunks([json.dumps(document, indent=1) + "\n"] if output == "json" else as_text(document))
-    return end_with(opened.all_failures)
+    return end_with(opened.all_failures or (tuple(found.unreadable.values()) if found else ()))
 
 
 @format_option

@@ -92,7 +92,11 @@ def _too_short(entry: Entry, needed: int, size: int, where: str) -> BadHeader:
 
 def _of_unknown_type(entry: Entry, where: str) -> Failure:
     name = NOT_STORED.get(entry.type)
-    found = f"blocks of type {name}, which llama.cpp no longer reads" if name else f"the unknown type {entry.type:,}"
+    found = (
+        f"blocks of type {name}, which no current llama.cpp writes or reads from a file"
+        if name
+        else f"the unknown type {entry.type:,}"
+    )
     hint = "Quantise the model again with a current llama.cpp"
     return UnknownScheme(where, found, hint=hint, tensor=entry.name).failure
 
