@@ -17,6 +17,7 @@ from diffai_dist.schemes.refused import LAYOUTS, Layout
 # exllamav2 and 3, IST-DASLab's Marlin, QQQ, BitBLAS, aqlm, vptq, QuIP#, compressed-tensors before 0.13, EETQ,
 # TensorRT-LLM, mlx-lm, BitNet, Quark.
 WRITTEN = {
+    "F4, F6 or F8_E5M2FNUZ with scales": {"weight": "F4", "weight_scale": "F32"},
     "of torchao": {"_weight_qdata": "I8", "_weight_scale": "BF16", "_weight_zero_point": "I8"},
     "of torchao, tile-packed": {"_weight_qdata": "I32", "_weight_scale_and_zero": "BF16"},
     "of HQQ": {"W_q": "U8", "scale": "F16", "zero": "F16", "nbits": "U8", "shape": "U8", "packing": "U8"},

@@ -143,11 +143,14 @@ def _converted(checkpoint: Checkpoint, family: Family, warnings: tuple[str, ...]
         logical = logical_name(name, family)
         unreadable[logical] = dataclasses.replace(failure, tensor=logical)
     for stored in checkpoint.tensors.values():
+        factors = {f"{stored.name}.scale", f"{stored.name.removesuffix('.weight')}.scale"} - {stored.name}
         for one in _pieces(stored, family):
             if one.name in tensors or one.name in unreadable:
                 twice.append(one.name)
                 continue
             try:
+                if stored.dtype == "NVFP4" and not factors.isdisjoint(checkpoint.tensors):
+                    raise Undecodable("NVFP4 blocks with a scale for the whole tensor beside them, which is not read")
                 tensors[one.name] = _decoded(one, stored.name, family, checkpoint.metadata)
             except Undecodable as error:
                 unreadable[one.name] = _failure(one, error)

@@ -13,13 +13,16 @@ from diffai_dist.schemes import SCHEMES
 from diffai_dist.schemes.stored import Declared, Finder, Found, PartLost, Stored, Undecodable
 from diffai_dist.storage import redact
 
+PLAIN = (".scale", ".scales", ".shape", ".meta", ".biases")  # endings that parameters of plain modules have, too
 _DTYPES = frozenset[str]().union(*(finder.dtypes for finder in SCHEMES))
 
 
 def may_be_quantised(checkpoint: Checkpoint) -> bool:
     """Whether any tensor could be codes of a scheme, so that it is worth to look at what is declared."""
     here = any(next(_asked(tensor), None) for tensor in checkpoint.tensors.values())
-    return here or any(next(_lost(name, checkpoint.tensors), None) for name in checkpoint.unreadable)
+    return here or any(
+        next(_lost(name, checkpoint.tensors, checkpoint.unreadable), None) for name in checkpoint.unreadable
+    )
 
 
 def told(checkpoint: Checkpoint) -> list[Tensor]:
@@ -63,11 +66,12 @@ def logical(checkpoint: Checkpoint, declared: Declared, content: Mapping[str, by
                     remarks[remark].append(name)
             break
     for name, failure in checkpoint.unreadable.items():
-        for weight, parts in _lost(name, tensors):
-            unreadable.pop(name, None)
-            unreadable[weight] = dataclasses.replace(failure, tensor=weight)
-            for part in parts:
+        for weight, parts in _lost(name, tensors, checkpoint.unreadable):
+            for part in (name, *parts):
                 tensors.pop(part, None)
+                unreadable.pop(part, None)
+            unreadable[weight] = dataclasses.replace(failure, tensor=weight)
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in unreadable}
     told_together = (f"{remark} ({listed(names)})" for remark, names in remarks.items())
     warnings = (*checkpoint.warnings, *told_together)
     return dataclasses.replace(checkpoint, tensors=tensors, unreadable=unreadable, warnings=warnings)
@@ -81,12 +85,17 @@ def _asked(codes: Tensor) -> Iterator[tuple[Finder, str, str]]:
                 yield finder, *place
 
 
-def _lost(name: str, tensors: Collection[str]) -> Iterator[tuple[str, list[str]]]:
-    """What codes of that name, which cannot be read, would stand for, and what of theirs can be read."""
+def _lost(name: str, tensors: Collection[str], lost: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+    """What codes of that name, which cannot be read, would stand for, and their parts.
+
+    Of a name that plain tensors have, too, only if a part that is no plain parameter's can be read.
+    """
     for finder in SCHEMES:
         if (place := finder.of_name(name)) is not None:
             parts = [place[0] + part for part in finder.parts]
-            if any(part in tensors for part in parts):
+            if place[1] == name:
+                parts = [part for part in parts if part in tensors and not part.endswith(PLAIN)]
+            if any(part in tensors or part in lost for part in parts):
                 yield place[1], parts
 
 

@@ -29,7 +29,9 @@ def as_values(checkpoint: Checkpoint, folder: str, files: Collection[str] | None
     if files is None:
         with contextlib.suppress(CheckpointError):
             files = entries(folder, profile)
-    return logical(checkpoint, declared_in(folder, files or (), profile), _content(checkpoint, profile))
+    return logical(
+        checkpoint, declared_in(folder, FILES if files is None else files, profile), _content(checkpoint, profile)
+    )
 
 
 def declared_in(folder: str, files: Collection[str], profile: Profile) -> Declared:
@@ -65,7 +67,9 @@ def _method(fields: Fields) -> str:
 
 
 def _of_model(fields: Fields) -> Any:
-    return fields.get("quantization_config") or fields.get("compression_config")
+    inner = fields.get("text_config")  # of models that see or hear, too
+    found = fields.get("quantization_config") or fields.get("compression_config")
+    return found or (_of_model({**inner, "text_config": None}) if isinstance(inner, dict) else None)
 
 
 def _of_modelopt(fields: Fields) -> Any:

@@ -23,6 +23,8 @@ def find(prefix: str, codes: Tensor, stored: Stored) -> Found | None:
         if len(codes.shape) > 1 and has_codes(stored.declared, prefix, "float"):
             raise Undecodable(f"its weight_scale is missing, and {stored.declared.file} declares it as quantised")
         return None
+    if several := [ending for ending in BESIDE if prefix + ending in stored.tensors][1:]:
+        raise Undecodable(f"{', '.join(several)} lie beside its {scale.name.rpartition('.')[2]}", "one of them")
     refuse_undone(prefix, stored)
     return _scaled(f"{prefix}.weight", codes, scale, stored.part(f"{prefix}.weight_zero_point"), stored)
 

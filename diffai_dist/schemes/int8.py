@@ -38,12 +38,12 @@ def _scaled(name: str, codes: Tensor, scale: Tensor, zero: Tensor | None, stored
     parts = (codes, scale, zero) if zero else (codes, scale)
     in_order(*parts)
     block, remarks = _block(codes, scale, stored.declared)
-    symmetric = {one.get("symmetric") for one, _ in weights(stored.declared) if one.get("type") == "int"}
-    if zero is None and symmetric == {False}:
+    symmetric = [one.get("symmetric") for one, _ in weights(stored.declared) if one.get("type") == "int"]
+    if zero is None and symmetric and all(one is False for one in symmetric):
         raise Undecodable(f"its weight_zero_point is missing, and {stored.declared.file} declares it as asymmetric")
     if zero and (zero.shape != scale.shape or zero.dtype not in ZEROS):
         raise Undecodable(f"its zero points are {zero.dtype} {list(zero.shape)}", f"I8 {list(scale.shape)}")
-    if zero and symmetric == {True}:
+    if zero and symmetric and all(one is True for one in symmetric):
         remarks += (f"{stored.declared.file} declares weights as symmetric that have zero points, which are applied",)
     bits = bits_of(stored.declared)
     scheme = Blocks("I8", scale.dtype, *block, bits, zeros=zero.dtype if zero else "")
@@ -58,6 +58,10 @@ def _block(codes: Tensor, scale: Tensor, declared: Declared) -> tuple[tuple[int,
     block = block_of(codes.shape, scale, declared, [group or TILE])
     if group is None or block[0] != 1 or block[1] == codes.shape[-1]:
         return block, ()
+    even, left = divmod(codes.shape[-1], scale.shape[-1])
+    if not left and even != block[1]:
+        found = f"{scale.shape[-1]:,} groups of {codes.shape[-1]:,} columns are declared nowhere"
+        raise Undecodable(f"{found}: their size is {even} or {block[1]}", "a group_size in its config.json")
     return block, ("no group size is declared: the only power of two that fits the scales was taken",)
 
 

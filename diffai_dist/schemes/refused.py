@@ -10,6 +10,7 @@ from diffai_dist.schemes.stored import Finder, Found, Stored, Undecodable
 
 INTEGERS = frozenset({"U8", "I8", "I16", "U16", "I32", "U32", "I64"})
 FP8 = frozenset({"F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ"})
+BARE = frozenset({"F4", "F6_E2M3", "F6_E3M2", "F8_E5M2FNUZ"})  # values by themselves, and scales that nobody reads
 ANY = INTEGERS | FP8 | {"F4", "F16", "BF16", "F32"}
 
 
@@ -45,11 +46,9 @@ LAYOUTS = (
     Layout(
         "of HQQ",
         ".W_q",
-        (),
+        (".scale", ".zero"),
         ANY,
         (
-            ".scale",
-            ".zero",
             ".nbits",
             ".group_size",
             ".shape",
@@ -89,6 +88,9 @@ LAYOUTS = (
     Layout("of EETQ", ".weight", (".weight_scales",), frozenset({"I8"})),
     Layout("of TensorRT-LLM", ".weight", (".weights_scaling_factor",), INTEGERS | FP8, (".activation_scaling_factor",)),
     Layout("of MLX", ".weight", (".scales",), frozenset({"U32"}), (".biases",)),
+    Layout(
+        "F4, F6 or F8_E5M2FNUZ with scales", ".weight", (".weight_scale",), BARE, (".weight_scale_2", ".input_scale")
+    ),
     Layout("of BitNet or Quark", ".weight", (".weight_scale",), frozenset({"U8"}), (".weight_zero_point",)),
 )
 

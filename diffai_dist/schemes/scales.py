@@ -25,7 +25,7 @@ OF_ACTIVATIONS = (
     ".output_zero_point",
     ".k_scale",
     ".v_scale",
-    ".pre_quant_scale",
+    ".pre_quant_scale",  # refused where it lies beside codes, see refuse_undone
 )
 
 
@@ -41,6 +41,8 @@ def refuse_undone(prefix: str, stored: Stored) -> None:
     refuse_rotated(stored.declared)
     if stored.part(f"{prefix}.weight_g_idx"):
         raise Undecodable("its columns lie in the order of weight_g_idx, which is not undone")
+    if stored.part(f"{prefix}.pre_quant_scale"):
+        raise Undecodable("its columns are scaled for activations (pre_quant_scale), which is not undone")
 
 
 def block_of(shape: Sequence[int], scale: Tensor, declared: Declared, usual: Iterable[Block] = ()) -> Block:
