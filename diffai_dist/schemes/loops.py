@@ -19,6 +19,11 @@ class Loop(Generic[Parameters]):
         self.__doc__ = function.__doc__
         self._compiled: Any = None
 
+    @property
+    def signatures(self) -> list[Any]:
+        """The types of arguments that it is compiled for."""
+        return list(self._compiled.signatures) if self._compiled else []
+
     def __call__(self, *values: Parameters.args, **named: Parameters.kwargs) -> None:
         if self._compiled is None:
             from diffai_dist.kernels.compiled import entry
