@@ -168,10 +168,9 @@ def table_bytes(comparison: Comparison, height: int, width: int) -> int:
 
 
 def _coded_bytes(lane: Lane, arena: int) -> int:
-    """Bytes of codes that a thread holds beside their values: all of a tensor, or fewer than those values take."""
+    """Bytes of codes that a thread holds beside their values: all of a tensor, and of others fewer than those take."""
     coded = [one for one in lane.tensors if one and one.scheme]
-    wholes = sum(one.nbytes for one in coded if one.scheme and one.scheme.whole)
-    return wholes + (arena if any(one.scheme and not one.scheme.whole for one in coded) else 0)
+    return sum(one.nbytes for one in coded if one.scheme and one.scheme.whole) + (arena if coded else 0)
 
 
 def _histogram_bytes(comparison: Comparison) -> int:

@@ -153,24 +153,24 @@ def q6_k(blocks: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
                 values[part * 16 + i] = scale * np.float32(np.int32(code) - 32)
 
 
-@Loop
 def mxfp4(blocks: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
     """d * doubled E2M1; `scales` are 2^(e-128). As in ggml, code 8 is 0 without a sign."""
-    for n in range(blocks.shape[0]):
-        d, codes, values = scales[n, 0], blocks[n, 1:], out[n]
-        for i in range(16):
-            values[i] = d * DOUBLED[codes[i] & 15]
-            values[i + 16] = d * DOUBLED[codes[i] >> 4]
+    _levels(blocks, 1, scales, DOUBLED, out)
+
+
+def iq4_nl(blocks: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
+    """d * the level of a code."""
+    _levels(blocks, 2, scales, LEVELS, out)
 
 
 @Loop
-def iq4_nl(blocks: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
-    """d * the level of a code; halves as in q4_0."""
+def _levels(blocks: np.ndarray, begin: int, scales: np.ndarray, levels: np.ndarray, out: np.ndarray) -> None:
+    """d * levels[code], of nibbles from byte `begin` on; halves as in q4_0."""
     for n in range(blocks.shape[0]):
-        d, codes, values = scales[n, 0], blocks[n, 2:], out[n]
+        d, codes, values = scales[n, 0], blocks[n, begin:], out[n]
         for i in range(16):
-            values[i] = d * LEVELS[codes[i] & 15]
-            values[i + 16] = d * LEVELS[codes[i] >> 4]
+            values[i] = d * levels[codes[i] & 15]
+            values[i + 16] = d * levels[codes[i] >> 4]
 
 
 @Loop
