@@ -12,7 +12,8 @@ from diffai_dist.schemes.loops import Loop
 from diffai_dist.schemes.warming import warm
 
 modules = [importlib.import_module(f"{schemes.__name__}.{one.name}") for one in pkgutil.iter_modules(schemes.__path__)]
-loops = {f"{one.__name__}.{name}": loop for one in modules for name, loop in vars(one).items() if isinstance(loop, Loop)}
+named = {f"{one.__name__}.{name}": found for one in modules for name, found in vars(one).items()}
+loops = {name: found for name, found in named.items() if isinstance(found, Loop)}
 assert len(loops) > 15
 warm()
 assert [name for name, loop in loops.items() if len(loop.signatures) != 1] == []
