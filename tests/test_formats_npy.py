@@ -182,6 +182,9 @@ def test_headers_that_other_writers_make(header: str) -> None:
         GOOD.replace("False", "__import__('os')"),
         GOOD.replace("'<f4'", "__import__('os').getcwd()"),
         GOOD.replace("'<f4'", "'<f4' * 2"),
+        GOOD.replace("<f4", "<f3"),
+        GOOD.replace("<f4", "<c4"),
+        GOOD.replace("<f4", '"f4'),
         GOOD.replace("'<f4'", "[" * 5000 + "]" * 5000),
         " " * 20_000 + GOOD,
     ],
@@ -216,6 +219,8 @@ def test_mutated_files_are_refused_or_read_as_numpy_does(data: st.DataObject) ->
     try:
         tensor = described(bytes(file))
     except CheckpointError:
+        return
+    if tensor.dtype == "F8_E5M2":  # <f1: ml_dtypes writes it, and numpy.load does not know it
         return
     array = np.load(io.BytesIO(file), allow_pickle=False)
     assert tensor.shape == array.shape

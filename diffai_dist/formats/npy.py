@@ -30,7 +30,8 @@ _DTYPES = {
     "f8": "F64", "f4": "F32", "f2": "F16", "f1": "F8_E5M2", "i8": "I64", "i4": "I32", "i2": "I16", "i1": "I8",
     "u8": "U64", "u4": "U32", "u2": "U16", "u1": "U8", "b1": "BOOL", "c8": "C64",
 }  # fmt: skip
-_OTHERS = {"V": "untyped", "f": "float", "c": "complex"}  # of sizes without a decoder: compared as bytes
+_OTHERS = {"V": "untyped", "f": "float", "c": "complex"}  # without a decoder: compared as bytes
+_OTHER = re.compile(r"V[0-9]+|f12|f16|c16|c24|c32")  # the sizes that NumPy has, on one machine or another
 
 _KEY = r"""\s*(?P<quote>['"])(?P<key>descr|fortran_order|shape)(?P=quote)\s*:\s*"""
 _VALUE = r"""(?P<value>'[^']*'|"[^"]*"|True|False|\([^()]*\)|\[.*\])\s*(?:,|(?=\}))"""
@@ -75,7 +76,11 @@ def describe(data: bytes, where: str) -> Described:
     shape = _shape(found["shape"])
     if shape is None or found["fortran_order"] not in ("True", "False"):
         _refuse(f"shape {found['shape']} and fortran_order {found['fortran_order']}", where)
-    return Described(found["descr"].strip("'\""), found["fortran_order"] == "True", shape, start)
+    return Described(_unquoted(found["descr"]), found["fortran_order"] == "True", shape, start)
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if text[0] in "'\"" else text
 
 
 def header_stop(data: bytes, where: str) -> int:
@@ -130,7 +135,7 @@ def _dtype(descr: str, name: str, where: str) -> tuple[str, int]:
     """Our name of a dtype, and bytes of an element."""
     match = _TYPE.fullmatch(descr)
     kind, size = (match["kind"], int(match["size"])) if match else ("", 0)
-    if not match or not size or (kind + str(size) not in _DTYPES and kind not in _OTHERS):
+    if not match or not size or (kind + str(size) not in _DTYPES and not _OTHER.fullmatch(kind + str(size))):
         what = "pickled objects" if "O" in descr else "no numbers, or records of several"
         hint = "Save arrays of one numeric dtype"
         raise UnknownFormat(where, f"an array of dtype {quoted(descr)}: {what}", hint=hint, tensor=name)
