@@ -22,10 +22,11 @@ import models
 from diffai_dist import sweep
 from diffai_dist.analyses import SERIES, anomaly_detection, closeness, lengths, series, staleness_check, updates
 from diffai_dist.analyses.anomaly_detection import AnomalyDetection
-from diffai_dist.analyses.convergence_analysis import CONFOUND, ConvergenceAnalysis, _grouped, _Path
+from diffai_dist.analyses.convergence_analysis import CONFOUND, ConvergenceAnalysis
 from diffai_dist.analyses.series import Series
 from diffai_dist.analyses.similarity_matrix import SimilarityMatrix
 from diffai_dist.analyses.staleness_check import StalenessCheck
+from diffai_dist.analyses.trajectory import Trajectory, grouped
 from diffai_dist.analyses.update_anomaly import UpdateAnomaly
 from diffai_dist.errors import Failure
 from diffai_dist.gram import gram_changes
@@ -255,7 +256,8 @@ def test_blocks_of_one_update_are_taken_together(pairs: str | None, monkeypatch:
     states.append({name: weight + (name < "h.5") * noise.normal(size=(4, 6)) for name, weight in states[0].items()})
     found = series_of(states, anchor=0, **({"pairs": pairs} if pairs else {}))
     apart = [
-        ConvergenceAnalysis()._summary(_Path(found, [0, 1], group)) for _, group in _grouped(found, range(len(names)))
+        ConvergenceAnalysis()._summary(Trajectory(found, [0, 1], group))
+        for _, group in grouped(found, range(len(names)))
     ]
     monkeypatch.setattr(closeness, "gram_changes", lambda *given: asked.append(1) or gram_changes(*given))
     result = ConvergenceAnalysis()(found).result
