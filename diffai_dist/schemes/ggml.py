@@ -5,73 +5,58 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from diffai_dist.checkpoint import Span, Tensor
 from diffai_dist.dtypes import DTYPES
 from diffai_dist.errors import UnknownScheme
-from diffai_dist.schemes import ggml_loops
+from diffai_dist.schemes import ggml_iq, ggml_loops, ggml_ternary
+from diffai_dist.schemes.ggml_scales import Scales, halved_floats, halved_powers, halves, scattered
 from diffai_dist.schemes.stored import Undecodable
 from diffai_dist.storage import redact
 
 
 class Block(NamedTuple):
-    """Elements and bytes of a block; bits of a code, and how many elements share a scale."""
+    """Elements and bytes of a block; bits of a code, and how many elements share a scale; how it is decoded."""
 
     elements: int
     nbytes: int
     bits: int
     shared: int
+    loop: Callable[..., None]
+    scales: Scales
 
 
-# gguf.constants.GGML_QUANT_SIZES of gguf 0.19, without what is never stored.
+# Sizes are gguf.constants.GGML_QUANT_SIZES of gguf 0.19, without what is never stored.
 BLOCKS = {
-    "Q4_0": Block(32, 18, 4, 32),
-    "Q4_1": Block(32, 20, 4, 32),
-    "Q5_0": Block(32, 22, 5, 32),
-    "Q5_1": Block(32, 24, 5, 32),
-    "Q8_0": Block(32, 34, 8, 32),
-    "Q2_K": Block(256, 84, 2, 16),
-    "Q3_K": Block(256, 110, 3, 16),
-    "Q4_K": Block(256, 144, 4, 32),
-    "Q5_K": Block(256, 176, 5, 32),
-    "Q6_K": Block(256, 210, 6, 16),
-    "IQ2_XXS": Block(256, 66, 2, 32),
-    "IQ2_XS": Block(256, 74, 2, 16),
-    "IQ2_S": Block(256, 82, 2, 16),
-    "IQ3_XXS": Block(256, 98, 3, 32),
-    "IQ3_S": Block(256, 110, 3, 32),
-    "IQ1_S": Block(256, 50, 1, 32),
-    "IQ1_M": Block(256, 56, 1, 16),
-    "IQ4_NL": Block(32, 18, 4, 32),
-    "IQ4_XS": Block(256, 136, 4, 32),
-    "TQ1_0": Block(256, 54, 2, 256),
-    "TQ2_0": Block(256, 66, 2, 256),
-    "MXFP4": Block(32, 17, 4, 32),
-    "NVFP4": Block(64, 36, 4, 16),
-    "Q1_0": Block(128, 18, 1, 128),
+    "Q4_0": Block(32, 18, 4, 32, ggml_loops.q4_0, halves(0)),
+    "Q4_1": Block(32, 20, 4, 32, ggml_loops.q4_1, halves(0, 2)),
+    "Q5_0": Block(32, 22, 5, 32, ggml_loops.q5_0, halves(0)),
+    "Q5_1": Block(32, 24, 5, 32, ggml_loops.q5_1, halves(0, 2)),
+    "Q8_0": Block(32, 34, 8, 32, ggml_loops.q8_0, halves(0)),
+    "Q2_K": Block(256, 84, 2, 16, ggml_loops.q2_k, halves(80, 82)),
+    "Q3_K": Block(256, 110, 3, 16, ggml_loops.q3_k, halves(108)),
+    "Q4_K": Block(256, 144, 4, 32, ggml_loops.q4_k, halves(0, 2)),
+    "Q5_K": Block(256, 176, 5, 32, ggml_loops.q5_k, halves(0, 2)),
+    "Q6_K": Block(256, 210, 6, 16, ggml_loops.q6_k, halves(208)),
+    "IQ2_XXS": Block(256, 66, 2, 32, ggml_iq.iq2_xxs, halves(0)),
+    "IQ2_XS": Block(256, 74, 2, 16, ggml_iq.iq2_xs, halves(0)),
+    "IQ2_S": Block(256, 82, 2, 16, ggml_iq.iq2_s, halves(0)),
+    "IQ3_XXS": Block(256, 98, 3, 32, ggml_iq.iq3_xxs, halves(0)),
+    "IQ3_S": Block(256, 110, 3, 32, ggml_iq.iq3_s, halves(0)),
+    "IQ1_S": Block(256, 50, 1, 32, ggml_iq.iq1_s, halves(0)),
+    "IQ1_M": Block(256, 56, 1, 16, ggml_iq.iq1_m, scattered),
+    "IQ4_NL": Block(32, 18, 4, 32, ggml_loops.iq4_nl, halves(0)),
+    "IQ4_XS": Block(256, 136, 4, 32, ggml_loops.iq4_xs, halves(0)),
+    "TQ1_0": Block(256, 54, 2, 256, ggml_ternary.tq1_0, halves(52)),
+    "TQ2_0": Block(256, 66, 2, 256, ggml_ternary.tq2_0, halves(64)),
+    "MXFP4": Block(32, 17, 4, 32, ggml_loops.mxfp4, halved_powers),
+    "NVFP4": Block(64, 36, 4, 16, ggml_loops.nvfp4, halved_floats),
+    "Q1_0": Block(128, 18, 1, 128, ggml_ternary.q1_0, halves(0)),
 }
 
-# Decoded here, and where in a block its F16 scales lie; the others are decoded by the package gguf.
-LOOPS: dict[str, tuple[Callable[[np.ndarray, np.ndarray, np.ndarray], None], tuple[int, ...]]] = {
-    "Q4_0": (ggml_loops.q4_0, (0,)),
-    "Q4_1": (ggml_loops.q4_1, (0, 2)),
-    "Q5_0": (ggml_loops.q5_0, (0,)),
-    "Q5_1": (ggml_loops.q5_1, (0, 2)),
-    "Q8_0": (ggml_loops.q8_0, (0,)),
-    "Q2_K": (ggml_loops.q2_k, (80, 82)),
-    "Q3_K": (ggml_loops.q3_k, (108,)),
-    "Q4_K": (ggml_loops.q4_k, (0, 2)),
-    "Q5_K": (ggml_loops.q5_k, (0, 2)),
-    "Q6_K": (ggml_loops.q6_k, (208,)),
-    "IQ4_NL": (ggml_loops.iq4_nl, (0,)),
-    "IQ4_XS": (ggml_loops.iq4_xs, (0,)),
-    "MXFP4": (ggml_loops.mxfp4, ()),  # its scale is a power of two in the first byte
-}
-
-AT_ONCE = 65536  # elements that the package decodes together: it makes some ten arrays of that size
 INSTALL = "Install the package gguf where this runs, `pip install 'diffai-dist[gguf]'`, or compare with --raw"
 
 
@@ -157,11 +142,14 @@ def block_of(kind: str) -> tuple[int, int]:
     return BLOCKS[kind][:2] if kind in BLOCKS else (1, DTYPES[kind].bits // 8)
 
 
+def lacks_package(kind: str) -> bool:
+    """Whether nothing here knows the grid of a type: the package gguf has it."""
+    return kind in ggml_iq.GRIDS and not importlib.util.find_spec("gguf")
+
+
 def check_decodable(kind: str) -> None:
     """Raise Undecodable for blocks that nothing here decodes."""
-    if kind == "Q1_0":
-        raise Undecodable(f"{kind} blocks, which the package gguf does not decode either")
-    if kind in BLOCKS and kind not in LOOPS and not importlib.util.find_spec("gguf"):
+    if lacks_package(kind):
         raise Undecodable(f"{kind} blocks need the package gguf", hint=INSTALL)
 
 
@@ -177,41 +165,16 @@ def _decode(kind: str, data: np.ndarray, first: int, stop: int, values: np.ndarr
     blocks, lead = data.reshape(-1, nbytes), first % elements
     whole = not lead and values.size % elements == 0
     decoded = values.reshape(-1, elements) if whole else np.empty((len(blocks), elements), np.float32)
-    if kind in LOOPS:
-        loop, places = LOOPS[kind]
-        loop(blocks, _scales(blocks, places), decoded)
-    else:
-        _by_package(kind, blocks, decoded, where)
+    BLOCKS[kind].loop(blocks, BLOCKS[kind].scales(blocks), *_tables(kind, where), decoded)
     if not whole:
         values[:] = decoded.reshape(-1)[lead : lead + stop - first]
 
 
-def _scales(blocks: np.ndarray, places: Sequence[int]) -> np.ndarray:
-    """float32 [blocks, 1 or 2] of the scales in each; half of E8M0 where it has none in F16, as codes are doubled."""
-    if not places:
-        exponents = blocks[:, :1].astype(np.uint32)
-        tiny = np.uint32(0x200000) << np.minimum(exponents, 1)  # 2^-128 and 2^-127 are subnormal
-        return np.where(exponents < 2, tiny, (exponents - 1) << 23).astype(np.uint32).view(np.float32)
-    scales = np.empty((len(blocks), len(places)), np.float32)
-    with np.errstate(invalid="ignore"):  # of signalling NaN
-        for column, at in enumerate(places):
-            scales[:, column] = np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16)[:, 0]
-    return scales
-
-
-def _by_package(kind: str, blocks: np.ndarray, out: np.ndarray, where: str) -> None:
-    quants, constant = _package(kind, where)
-    step = AT_ONCE // out.shape[1]
-    with np.errstate(all="ignore"):
-        for at in range(0, len(blocks), step):
-            some = quants.dequantize(blocks[at : at + step].reshape(-1), constant)
-            out[at : at + step] = some.reshape(-1, out.shape[1])
-
-
-def _package(kind: str, where: str) -> tuple[Any, Any]:
-    """gguf.quants and its constant of the type; this machine may be another than the one that opened the file."""
+def _tables(kind: str, where: str) -> tuple[np.ndarray, ...]:
+    """What a loop looks codes up in; this machine may be another than the one that opened the file."""
+    if kind not in ggml_iq.GRIDS:
+        return ()
     try:
-        from gguf import GGMLQuantizationType, quants
+        return ggml_iq.tables(kind)
     except ImportError as error:
         raise UnknownScheme(where, f"{kind} blocks need the package gguf", hint=INSTALL) from error
-    return quants, GGMLQuantizationType[kind]

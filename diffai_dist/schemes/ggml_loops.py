@@ -1,7 +1,7 @@
 """The block formats of ggml (ggml-quants.c, gguf.quants 0.19): whole blocks become float32, in the order of operations
 of gguf.quants, so that the bits are the same.
 
-Each loop takes blocks, uint8 [n, bytes of a block]; their float scales, float32 [n, 1 or 2]; and writes float32 [n,
+Each loop takes blocks, uint8 [n, bytes of a block]; their float scales, float32 [n, 1 to 4]; and writes float32 [n,
 elements of a block]. K types have sub-blocks of 16 or 32 with small integer scales of their own.
 """
 
@@ -156,6 +156,18 @@ def q6_k(blocks: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
 def mxfp4(blocks: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
     """d * doubled E2M1; `scales` are 2^(e-128). As in ggml, code 8 is 0 without a sign."""
     _levels(blocks, 1, scales, DOUBLED, out)
+
+
+@Loop
+def nvfp4(blocks: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
+    """d * doubled E2M1, for 16 elements at a time, halves as in q4_0; as in ggml, code 8 is 0 without a sign."""
+    for n in range(blocks.shape[0]):
+        values = out[n]
+        for part in range(4):
+            d, at, byte = scales[n, part], part * 16, 4 + part * 8
+            for i in range(8):
+                values[at + i] = d * DOUBLED[blocks[n, byte + i] & 15]
+                values[at + i + 8] = d * DOUBLED[blocks[n, byte + i] >> 4]
 
 
 def iq4_nl(blocks: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:

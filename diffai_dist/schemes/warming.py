@@ -11,7 +11,7 @@ from diffai_dist.schemes.awq import Awq
 from diffai_dist.schemes.blocks import Blocks
 from diffai_dist.schemes.bnb4 import FourBit
 from diffai_dist.schemes.bnb8 import EightBit
-from diffai_dist.schemes.ggml import BLOCKS, LOOPS, Ggml
+from diffai_dist.schemes.ggml import BLOCKS, Ggml, lacks_package
 from diffai_dist.schemes.gptq import V2, Gptq
 from diffai_dist.schemes.mxfp4 import Transposed
 from diffai_dist.schemes.words import Packed
@@ -32,15 +32,17 @@ EXAMPLES: tuple[tuple[Scheme, tuple[int, ...]], ...] = (
 
 def warm() -> None:
     """Decode a small weight of each scheme."""
-    for scheme, shape, sizes in _examples():
+    for scheme, shape, sizes in examples():
         tensor = Tensor("", "", shape, (Span(Source("", 0, ""), 0, 0),) * len(sizes), scheme)
         parts = [np.zeros(size, np.uint8) for size in sizes]
         scheme.decode(tensor, parts, 0, tensor.elements, np.empty(4 * tensor.elements, np.uint8))
 
 
-def _examples() -> Iterator[tuple[Scheme, tuple[int, ...], Sequence[int]]]:
+def examples() -> Iterator[tuple[Scheme, tuple[int, ...], Sequence[int]]]:
+    """Schemes that can be decoded here, each with the shape of a weight and the bytes of its parts."""
     for scheme, sizes in EXAMPLES:
         yield scheme, (8, 32), sizes
     yield Transposed(8, 32), (1, 32, 8), (128, 8)
-    for kind in LOOPS:
-        yield Ggml(kind), (1, 256), (256 // BLOCKS[kind].elements * BLOCKS[kind].nbytes,)
+    for kind, block in BLOCKS.items():
+        if not lacks_package(kind):
+            yield Ggml(kind), (1, 256), (256 // block.elements * block.nbytes,)

@@ -150,7 +150,10 @@ SCHEMES: dict[str, Callable[[int], Written]] = {
     "bitsandbytes NF4, nested": nf4,
     "bitsandbytes INT8": bnb8,
 }
-BLOCK_TYPES = ("Q4_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "MXFP4")
+BLOCK_TYPES = (
+    *("Q4_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "MXFP4", "NVFP4", "Q1_0", "TQ1_0", "TQ2_0"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
+)
 
 
 def weights(folder: Path, rows: int) -> Iterator[tuple[str, Tensor]]:
