@@ -110,11 +110,35 @@ STATES: dict[FailOn, tuple[Any, Any, int]] = {
 def test_a_state_of_a_run_is_met_where_it_is(condition: FailOn) -> None:
     quiet, loud, number = STATES[condition]
     failures = [failure()] if condition == "unreadable" else []
-    assert verdict(sweep(result(quiet), mode=None), condition).met == ()
-    found = sweep(result(loud, failures=failures), mode=None)
+    same = tensor("same", "identical")
+    assert verdict(sweep(result(same, quiet), mode=None), condition).met == ()
+    found = sweep(result(same, loud, failures=failures), mode=None)
     assert [one.condition for one in verdict(found, condition).met] == [condition] * number
     assert verdict(found, *NO_GATE).met == ()
     assert verdict(found, condition, "never").met == ()
+
+
+@pytest.mark.parametrize("conditions", [("low",), ("critical", "missing"), ("missing",)])
+def test_a_pair_of_which_nothing_was_compared_proves_nothing(conditions: tuple[FailOn, ...]) -> None:
+    found = named("a", "b", result(tensor("w", "incomparable"), tensor("v", "added"), tensor("u", "removed")))
+    told = "nothing was compared: 1 added, 1 incomparable, 1 removed"
+    assert [(one.condition, one.what) for one in verdict(sweep(found), *conditions).met] == [("missing", told)]
+    assert verdict(sweep(found), *conditions, "never").met == ()
+    assert verdict(sweep(found), "nan").met == ()
+    unopened = dataclasses.replace(found, coverage=Coverage(0, 0, 0, 0, 0, 0, 0, {CLOSED: 1}), tensors=())
+    empty = dataclasses.replace(found, coverage=Coverage(0, 0, 0, 0, 0, 0, 0, {}), tensors=())
+    for one in (unopened, empty):
+        assert verdict(sweep(one), *conditions).met == ()
+
+
+def test_a_checkpoint_under_other_names_does_not_pass_a_gate(tmp_path: Path) -> None:
+    arrays = models.model()
+    before = models.write(tmp_path / "a.safetensors", arrays)
+    after = models.write(tmp_path / "b.safetensors", {f"model.{name}": array for name, array in arrays.items()})
+    arguments = ["compare", str(before), str(after), "--fail-on", "high"]
+    code, _, told = ended(*arguments)
+    assert (code, "nothing was compared" in told) == (1, True)
+    assert ended(*arguments, "--tensor-matching")[0] == 0
 
 
 def test_infinities_are_no_nan() -> None:

@@ -19,7 +19,7 @@ from typing import get_args
 from diffai_dist.conclusions import Results
 from diffai_dist.config import FailOn, Policy
 from diffai_dist.errors import UsageError
-from diffai_dist.gates.conditions import ORDER, Met, declared, severe, states
+from diffai_dist.gates.conditions import ORDER, Met, declared, severe, states, unproven
 from diffai_dist.gates.limits import pair_text
 from diffai_dist.gates.tally import policy_record
 from diffai_dist.gates.waivers import all_marked, expired, holding, waivers_of
@@ -58,6 +58,8 @@ class Gate:
         for condition in dict.fromkeys(self.conditions):
             if condition not in SEVERITIES:
                 yield from states(sweep, condition)
+        if self.severity or self.policy or "missing" in self.conditions or declared(sweep):
+            yield from unproven(sweep)
         if self.severity or self.policy or declared(sweep):
             yield from severe(sweep, self.severity, self.severity or DECLARED)
 

@@ -66,9 +66,18 @@ def _changed(sweep: Sweep) -> Iterator[Met]:
             yield Met("changed", ", ".join(f"{number} {status}" for status, number in counts.items()), _where(pair))
 
 
+def unproven(sweep: Sweep) -> Iterator[Met]:
+    """Pairs that were opened and have no tensor that could be compared: no finding of theirs says anything."""
+    for pair in sweep.pairs:
+        seen = pair.coverage
+        if seen.tensors and not seen.tensors_compared and CLOSED not in seen.not_compared:
+            counts = ", ".join(f"{number} {status}" for status, number in pair.statuses.items())
+            yield Met("missing", f"nothing was compared: {counts}", _where(pair))
+
+
 def _missing(sweep: Sweep) -> Iterator[Met]:
     for pair in sweep.pairs:
-        if removed := pair.statuses.get("removed"):
+        if (removed := pair.statuses.get("removed")) and pair.coverage.tensors_compared:
             yield Met("missing", f"{removed} of the baseline", _where(pair))
 
 
