@@ -13,7 +13,7 @@ from diffai_dist.analyses import EVERY
 from diffai_dist.analyses.ancestor import ELSEWHERE, REFUSED, refusal
 from diffai_dist.analyses.base import Explained, thresholds
 from diffai_dist.analyses.expectations import Expectations
-from diffai_dist.errors import UsageError
+from diffai_dist.errors import DiffaiError, UsageError
 from diffai_dist.listing import table
 from diffai_dist.terminal import cells, escape
 
@@ -77,7 +77,7 @@ def analyses_list(output: str) -> Iterator[str]:
 
 
 def explained(name: str) -> Document:
-    """What there is to say of an analysis, its flag, a rule, or a name of the ancestor; UsageError for any other."""
+    """What there is to say of an analysis, its flag, a rule, an error, or a name of the ancestor; else UsageError."""
     key = name.strip().lower().lstrip("-").replace("-", "_")
     by_flag = {listed.flag.lstrip("-").replace("-", "_"): one for one, listed in EVERY.listed.items()}
     if (found := key if key in EVERY else by_flag.get(key)) is not None:
@@ -86,6 +86,8 @@ def explained(name: str) -> Document:
     rules = _rules()
     if tests := {one: told[rule] for one, told in rules.items() if rule in told}:
         return {"kind": "rule", "name": rule, "analyses": tests}
+    if (means := _errors().get(key.upper())) is not None:
+        return {"kind": "error", "name": key.upper(), "means": means}
     if key in REFUSED:
         reason, nearest = REFUSED[key]
         return {"kind": "refused", "name": key, "reason": reason, "nearest": list(nearest)}
@@ -93,12 +95,23 @@ def explained(name: str) -> Document:
         return {"kind": "elsewhere", "name": key, "instead": ELSEWHERE[key]}
     meant = _near(key, [*EVERY, *REFUSED, *ELSEWHERE]) or _near(rule, [one for told in rules.values() for one in told])
     hint = f": did you mean {meant}?" if meant else ""
-    raise UsageError(f"no analysis or rule {escape(name)!r}{hint}; diffai-dist analyses lists all")
+    raise UsageError(f"no analysis, rule or error {escape(name)!r}{hint}; diffai-dist analyses lists all")
 
 
 def _rules() -> dict[str, Mapping[str, str]]:
     """All rules that a finding may have, by the record that it stands in."""
     return {**{one: kind.rules for one, kind in EVERY.items()}, **BESIDE}
+
+
+def _errors() -> dict[str, str]:
+    """What each error code means, and the exit code that it ends in."""
+    found: dict[str, str] = {}
+    kinds = [DiffaiError]
+    while kinds:
+        kind = kinds.pop(0)
+        kinds += kind.__subclasses__()
+        found.setdefault(kind.code, f"{inspect.getdoc(kind)} Exit code {kind.exit_code}.")
+    return found
 
 
 def _near(name: str, names: Sequence[str]) -> str | None:
@@ -173,6 +186,8 @@ def _other_text(document: Document) -> list[str]:
     name = document["name"]
     if document["kind"] == "rule":
         return [f"{name}, a rule of {one}: {test}" for one, test in document["analyses"].items()]
+    if document["kind"] == "error":
+        return [f"{name}: {document['means']}"]
     flag = f"--{name.replace('_', '-')}"
     return [refusal(name) if document["kind"] == "refused" else f"{flag}: {document['instead']}"]
 

@@ -18,7 +18,7 @@ import models
 import results
 from diffai_dist import compare
 from diffai_dist.analyses import expectations
-from diffai_dist.analyses.expectations import CASTS, Expectations, float_dtype
+from diffai_dist.analyses.expectations import CASTS, NO_CAST, Expectations, float_dtype
 from diffai_dist.errors import Failure, UsageError
 from diffai_dist.judging import tensor_records
 from diffai_dist.records import AnalysisRecord, Measurements
@@ -218,7 +218,7 @@ def test_as_many_elements_are_found_as_were_moved(seed: int, dtype: type, moved:
     [
         ("BFF16", "cast wants a float dtype, found 'BFF16' (did you mean 'BF16'?)"),
         ("I64", "cast wants a float dtype, found 'I64' (did you mean 'F64'?)"),
-        ("x", f"cast wants a float dtype, found 'x' (there are {', '.join(CASTS)})"),
+        ("x", f"cast wants a float dtype, found 'x' (there are {', '.join(CASTS)}; {NO_CAST})"),
     ],
 )
 def test_a_cast_is_to_a_float(name: str, message: str) -> None:

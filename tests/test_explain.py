@@ -6,6 +6,7 @@ import contextlib
 import doctest
 import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,7 @@ from diffai_dist.partials import DETAILS
 from results import HOSTILE
 from test_cli_sweep import diffai, done
 
+ROOT = Path(__file__).parent.parent
 EVERY = {**ANALYSES, **SERIES}
 
 # What the ancestor had and nobody can compute from weights.
@@ -157,6 +159,15 @@ def test_any_name_has_an_answer(name: str) -> None:
 def test_lines_keep_to_the_screen(name: str, width: int) -> None:
     for line in "".join(explanation(explained(name), "text", width)).splitlines():
         assert len(line) <= max(width, 60) or len(re.split(r"  +", line.strip())[-1].split()) == 1, line
+
+
+def test_an_error_is_explained_by_its_code() -> None:
+    readme = (ROOT / "README.md").read_text()
+    codes = set(re.findall(r"E[0-9]{4}", readme.partition("| error | means |")[2].partition("\n\n")[0]))
+    assert len(codes) == 12
+    for code in codes:
+        assert done("explain", code.lower()).startswith(f"{code}: ")
+    assert "Exit code 3." in flat(done("explain", "E1205"))
 
 
 def test_factors_are_those_of_partials_that_there_are() -> None:

@@ -15,6 +15,7 @@ from diffai_dist.records import AnalysisRecord, Finding, Measurements, TensorRec
 
 # What the kernels round to, bit for bit. F4 is a float, too: whatever becomes of it, they cannot prove it.
 CASTS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+NO_CAST = "codes with scales are no cast: --quantization-analysis tells what they cost"
 _FLOATS = (*CASTS, "F4")
 _ROUNDED = "elements that are not the baseline's value, rounded to nearest, ties to even; the first at index {}"
 
@@ -28,7 +29,7 @@ def float_dtype(name: str) -> str:
     if name.upper() in CASTS:
         return name.upper()
     near = difflib.get_close_matches(name.upper(), CASTS, 1)
-    hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(CASTS)}"
+    hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(CASTS)}; {NO_CAST}"
     raise UsageError(f"cast wants a float dtype, found {name[:60]!r} ({hint})")
 
 
