@@ -166,8 +166,8 @@ def test_an_error_is_explained_by_its_code() -> None:
     codes = set(re.findall(r"E[0-9]{4}", readme.partition("| error | means |")[2].partition("\n\n")[0]))
     assert len(codes) == 12
     for code in codes:
-        assert done("explain", code.lower()).startswith(f"{code}: ")
-    assert "Exit code 3." in flat(done("explain", "E1205"))
+        assert done("explain", code.lower()).out.startswith(f"{code}: ")
+    assert "Exit code 3." in flat(done("explain", "E1205").out)
 
 
 def test_factors_are_those_of_partials_that_there_are() -> None:
