@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import models
 from diffai_dist.records import AnalysisRecord, Finding, Sweep
-from diffai_dist.report import View, github, step_summary, workflow_commands
+from diffai_dist.report import View, github
+from diffai_dist.report.github import step_summary, workflow_commands
 from diffai_dist.report.markdown import LIMIT
 from results import HOSTILE, failure, named, result, sweep, tensor
 from test_cli_sweep import diffai, done

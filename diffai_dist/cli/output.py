@@ -92,7 +92,7 @@ class Target:
 
 def tell_github(sweep: Sweep, view: View) -> None:
     """Annotations go to stderr, which a runner reads for commands as it does stdout: that holds the result alone."""
-    from diffai_dist.report import step_summary, workflow_commands
+    from diffai_dist.report.github import step_summary, workflow_commands
 
     for line in workflow_commands(sweep):
         click.echo(line, err=True, nl=False)

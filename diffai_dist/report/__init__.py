@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from diffai_dist.records import Sweep
-from diffai_dist.report import json, junit, markdown, text, yaml
 from diffai_dist.report.array import as_records
-from diffai_dist.report.github import step_summary, workflow_commands
 from diffai_dist.report.pairs import sweep_coverage_lines, total_coverage
 from diffai_dist.report.schema import records_schema
 from diffai_dist.report.view import View
@@ -20,16 +20,17 @@ __all__ = [
     "coverage_lines",
     "failure_entries",
     "records_schema",
-    "step_summary",
     "sweep_coverage_lines",
     "total_coverage",
-    "workflow_commands",
 ]
 
+
+def _render(name: str, sweep: Sweep, view: View) -> Iterator[str]:
+    """By the module of that name, which is loaded when it is asked for."""
+    pieces: Iterator[str] = importlib.import_module(f"{__name__}.{name}").render(sweep, view)
+    return pieces
+
+
 RENDERERS: dict[str, Callable[[Sweep, View], Iterator[str]]] = {
-    "text": text.render,
-    "json": json.render,
-    "yaml": yaml.render,
-    "markdown": markdown.render,
-    "junit": junit.render,
+    name: partial(_render, name) for name in ("text", "json", "yaml", "markdown", "junit")
 }
