@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import decoding
 from diffai_dist import compare, sweep
 from diffai_dist.api import open_store
 from diffai_dist.cli import commands
@@ -17,7 +19,7 @@ from diffai_dist.config import load_map
 from diffai_dist.errors import UsageError
 from diffai_dist.matching import Fused, Matching, Rename
 from diffai_dist.run import Settings
-from diffai_dist.storage import Profile
+from diffai_dist.storage import Profile, traffic
 from models import Arrays, write
 
 
@@ -153,6 +155,46 @@ def test_rows_that_alternate_are_compared_share_by_share(tmp_path: Path, heads: 
     assert len(found) == 3 * heads
     assert [name for name, (status, _) in found.items() if status != "identical"] == [last]
     assert found[last] == ("changed", f"qkv[{24 - rows}:24]")
+
+
+FP8_CODES = np.random.default_rng(1).integers(0, 120, (768, 256), np.uint8).view(ml_dtypes.float8_e4m3fn)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_quantised_tensor_is_cut_like_any_other(tmp_path: Path, groups: int) -> None:
+    """Parts may begin anywhere in a tile of 128 rows; together they need little more than the bytes there are."""
+    scales = np.linspace(0.5, 2, 12, dtype=np.float32).reshape(6, 2)
+    values = FP8_CODES.astype(np.float32) * np.kron(scales, np.ones((128, 128), np.float32))
+    shares = values.reshape(groups, 3, -1, 256)
+    before = {name: shares[:, i].reshape(-1, 256).copy() for i, name in enumerate("qkv")}
+    before["v"][7, 9] += 1
+    folder = decoding.write(tmp_path / "b", {"qkv.weight": FP8_CODES, "qkv.weight_scale_inv": scales})
+    a = write(tmp_path / "a.safetensors", {f"{name}.weight": array for name, array in before.items()})
+    text = f"fused: [{{name: qkv.weight, parts: [q.weight, k.weight, v.weight], interleaved: {groups}}}]"
+    start = traffic().bytes
+    report = compare(str(a), str(folder), map=saved(tmp_path, text))
+    assert traffic().bytes - start <= 1.05 * (a.stat().st_size + FP8_CODES.nbytes) + 2 * 2**17
+    assert not report.failures
+    changed = [one["name"] for one in report.records if one["change"]["max_abs"]]
+    assert changed == (["v.weight"] if groups == 1 else ["v.weight[0:64]"])
+    assert len(report.records) == 3 * groups
+    assert {one["candidate"]["dtype"] for one in report.records} == {"fp8-block"}
+
+
+def test_what_is_quantised_as_a_whole_is_said_to_be(tmp_path: Path) -> None:
+    codes = {"qk.qweight": np.zeros((4, 64), np.int32), "qk.qzeros": np.full((1, 8), 0x77777777, np.int32)}
+    write(tmp_path / "b" / "model.safetensors", codes | {"qk.scales": np.ones((1, 64), np.float16)})
+    a = write(tmp_path / "a.safetensors", {"q.weight": noise(32, 32), "k.weight": noise(32, 32)})
+    for text, said in (
+        (
+            "fused: [{name: qk.weight, parts: [q.weight, k.weight]}]",
+            "it is quantised (gptq-4bit), so that each part would need all of its bytes",
+        ),
+        ("rename: [{old: qk.weight, new: q.weight, transposed: true}]", "it is quantised (gptq-4bit), and only values"),
+    ):
+        with pytest.raises(UsageError) as error:
+            compare(str(a), str(tmp_path / "b"), map=saved(tmp_path, text))
+        assert said in str(error.value)
 
 
 def test_a_map_and_the_matching_of_names_work_together(tmp_path: Path) -> None:

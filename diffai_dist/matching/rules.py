@@ -142,6 +142,8 @@ def _turn(view: View, names: Iterable[str]) -> None:
             turned = transposed(tensor)
             if turned is None:
                 reason = f"it is no matrix of whole bytes, or larger than {MOST_BYTES:,} bytes"
+                if tensor.quantised:
+                    reason = f"it is quantised ({tensor.dtype}), and only values that are stored as they are can be"
                 raise UsageError(f"--map: {quoted(tensor.name)} cannot be transposed: {reason}")
             view.tensors[name] = turned
 

@@ -11,6 +11,7 @@ from diffai_dist.checkpoint import Checkpoint, Span, Tensor
 from diffai_dist.comparison import Confidence
 from diffai_dist.dtypes import Family
 from diffai_dist.errors import Failure
+from diffai_dist.schemes.cut import part_of
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape | None]  # by name; None of what cannot be read
@@ -53,10 +54,11 @@ class View:
 
 def uncuttable(tensor: Tensor) -> str | None:
     """Why no part of the tensor can be read alone; None where one can."""
-    if tensor.scheme or len(tensor.spans) != 1:
-        return f"{tensor.dtype} is not stored value by value, and cannot be cut"
     if tensor.decoder.family == Family.BYTES or tensor.decoder.bits < 8:
         return f"elements of dtype {tensor.dtype} have no bytes of their own"
+    if tensor.scheme and tensor.scheme.whole:
+        how = f"is quantised ({tensor.dtype})" if tensor.quantised else "lies in another order than that of its shape"
+        return f"it {how}, so that each part would need all of its bytes"
     return None
 
 
@@ -69,9 +71,12 @@ def cut(tensor: Tensor, first: int, shape: Shape) -> Tensor:
     >>> part.name, part.spans[0].start, part.spans[0].stop
     ('qkv[2:4]', 24, 40)
     """
-    (span,), bits = tensor.spans, tensor.decoder.bits
-    start, stop = (first * bits // 8, (first + math.prod(shape)) * bits // 8)
-    place = f"{tensor.name}{_place(tensor.shape, first, math.prod(shape))}"
+    elements, bits = math.prod(shape), tensor.decoder.bits
+    place = f"{tensor.name}{_place(tensor.shape, first, elements)}"
+    if tensor.scheme:
+        return part_of(tensor, place, first, first + elements, shape)
+    (span,) = tensor.spans
+    start, stop = first * bits // 8, (first + elements) * bits // 8
     return Tensor(place, tensor.dtype, shape, (Span(span.source, span.start + start, span.start + stop),))
 
 
