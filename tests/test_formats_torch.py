@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors import deserialize
 
 from checkpoints import write_sparse
-from diffai_dist.api import compare
+from diffai_dist.api import compare, compare_group, planned
 from diffai_dist.checkpoint import Checkpoint, Tensor
 from diffai_dist.errors import BadHeader, CheckpointError, UnknownFormat
 from diffai_dist.formats import open_checkpoint, torch_state, unpickling
@@ -29,6 +29,8 @@ from diffai_dist.formats.ranges import Ranges
 from diffai_dist.formats.torch_state import TooMuch, state_of
 from diffai_dist.formats.torch_views import View
 from diffai_dist.formats.unpickling import BadPickle, Made, Pairs, unpickle
+from diffai_dist.inspection import as_document, as_text
+from diffai_dist.run import Settings
 from diffai_dist.schemes.strided import Strided
 from diffai_dist.storage import Profile, pin, traffic
 
@@ -105,6 +107,18 @@ def test_shared_storages_are_the_same_bytes() -> None:
     assert rows.spans[0] == whole.spans[0].part(24, 72)
 
 
+def test_bytes_that_tied_tensors_share_count_once_in_a_size() -> None:
+    """A weight of 48 bytes has three names."""
+    checkpoint = opened(TORCH / "trainer.pt")
+    every = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    assert checkpoint.nbytes == every - 96 == 396
+    *_, total = as_text(as_document(checkpoint))
+    assert total == "30 tensors in 1 object, 396 B: F32 364 B, I64 32 B\n"
+    path = str(TORCH / "trainer.pt")
+    document = planned(compare_group(path, path, Settings()), Settings(), None)
+    assert [one["bytes"] for one in document["members"]] == [396, 396]
+
+
 def test_a_trainers_checkpoint_tells_its_numbers_and_what_is_not_compared() -> None:
     checkpoint = opened(TORCH / "trainer.pt")
     assert checkpoint.metadata == {"epoch": "3", "loss": "0.25", "name": "run7"}
@@ -131,7 +145,10 @@ def test_what_is_not_read_is_told_by_name_beside_what_is() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("legacy.pt", "a torch file of the format before torch 1.6.*torch.save writes a zip archive"),
+        (
+            "legacy.pt",
+            r"before torch 1.6.*import load, save; save\(load\(path, weights_only=True\), path\)",
+        ),
         ("script.pt", r"a TorchScript module, which is code.*state_dict\(\)"),
         ("pieces/__0_0.distcp", "several zip archives.*name the folder"),
         ("pieces/.metadata", "a pickle"),

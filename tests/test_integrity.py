@@ -13,6 +13,7 @@ import pytest
 
 import models
 from checkpoints import Shapes, head, write_head, write_sharded, write_sparse
+from decoding import FIXTURES
 from diffai_dist.analyses.integrity_check import IntegrityCheck
 from diffai_dist.analyses.series import Series
 from diffai_dist.checkpoint import Checkpoint
@@ -287,6 +288,31 @@ def test_one_file_beside_shards_of_its_name_is_a_second_layout(tmp_path: Path) -
     one, other = record.result["violations"]
     assert "'model.safetensors' were read" in one["found"]
     assert other["names"] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.gguf", "model.pt", "last.ckpt", "pytorch_model-2.bin"])
+def test_weights_of_another_format_are_told(tmp_path: Path, name: str) -> None:
+    write_sharded(tmp_path, shards_of(2))
+    for other in (name, "optimizer.pt", "rng_state_0.pth", "training_args.bin", "loss.npy", f".{name}"):
+        (tmp_path / other).write_bytes(b"")
+    for url in (tmp_path, tmp_path / INDEX):
+        record = check(opened(url))
+        assert [(one.rule, one.severity) for one in record.findings] == [("other-weights", "info")]
+        (violation,) = record.result["violations"]
+        assert violation["names"] == [name]
+        assert violation["found"].startswith("1 weight files of other names or formats; 'model-00001-of")
+
+
+def test_shards_of_torch_that_are_left_over_are_told(tmp_path: Path) -> None:
+    shards = [f"pytorch_model-{number:05}-of-00002.bin" for number in (1, 2)]
+    files = zip([*shards, "pytorch_model-00003-of-00003.bin"], ("alone", "dtypes", "alone"), strict=True)
+    for name, fixture in files:
+        (tmp_path / name).write_bytes((FIXTURES / "torch" / f"{fixture}.pt").read_bytes())
+    names = {"x": shards[0], "y": shards[1]}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": names}))
+    found = [one for one in opened(tmp_path).violations if one.rule in ("leftover-shard", "other-weights")]
+    assert [(one.rule, one.names) for one in found] == [("leftover-shard", ("pytorch_model-00003-of-00003.bin",))]
+    assert "1 of their 1 tensors are in the checkpoint, too" in found[0].found
 
 
 @pytest.mark.parametrize(("total", "wrong"), [(95, 1), (96, 0), (97, 1)])

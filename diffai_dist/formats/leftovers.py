@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from posixpath import splitext
 
 from diffai_dist.checkpoint import Checkpoint, Tensor, Violation
 from diffai_dist.formats.assembly import read_shards
+from diffai_dist.formats.folder import FAMILIES
 from diffai_dist.formats.heads import Header
 from diffai_dist.formats.names import is_plain_file_name, listed, quoted
 from diffai_dist.storage import Profile
@@ -14,7 +16,7 @@ from diffai_dist.storage.urls import basename
 
 MAX_HEADERS = 64  # of leftover files, which are rare: enough for the shards of the largest sets but a few
 
-_SUFFIX = ".safetensors"
+_FORMATS = FAMILIES[:-1]  # arrays of NumPy may hold anything
 _NUMBER = re.compile(r"[-_.]?[0-9]+(?:-of-[0-9]+)?$")
 
 
@@ -24,15 +26,14 @@ def leftovers_of(
     """Weight files of `folder` that the checkpoint does not read, by how likely they are taken for a part of it."""
     used = {basename(source.url) for source in checkpoint.sources}
     used |= {basename(one.object) for one in checkpoint.failures}
-    weights = (name for name in files if name.endswith(_SUFFIX) and not name.startswith("."))
-    rest = sorted(name for name in weights if name not in used)
+    rest = sorted(name for one in _FORMATS for name in one.files(files) if name not in used)
     return tuple(_violations(checkpoint, folder, used, rest, profile)) if rest else ()
 
 
 def _violations(
     checkpoint: Checkpoint, folder: str, used: Collection[str], rest: list[str], profile: Profile
 ) -> Iterator[Violation]:
-    stems = {_stem(name): _is_numbered(name) for name in used if name.endswith(_SUFFIX)}
+    stems = {_stem(name): _is_numbered(name) for one in _FORMATS for name in one.files(used)}
     shards = [name for name in rest if stems.get(_stem(name)) is True and _is_numbered(name)]
     layouts = [name for name in rest if _stem(name) in stems and name not in shards]
     others = [name for name in rest if name not in shards and name not in layouts]
@@ -47,21 +48,22 @@ def _violations(
         found = f"{len(layouts):,} files of the same name, as one file and as shards; {read}"
         yield Violation("second-layout", checkpoint.url, found, tuple(layouts))
     if others:
-        found = f"{len(others):,} weight files of other names; {read}"
+        found = f"{len(others):,} weight files of other names or formats; {read}"
         yield Violation("other-weights", checkpoint.url, found, tuple(others))
 
 
-def _stem(name: str) -> str:
+def _stem(name: str) -> tuple[str, str]:
     """What the names of one save have in common.
 
-    >>> _stem("model-00001-of-00002.safetensors"), _stem("model.safetensors"), _stem("7.safetensors")
-    ('model', 'model', '')
+    >>> _stem("model-00001-of-00002.safetensors"), _stem("pytorch_model.bin"), _stem("7.safetensors")
+    (('model', '.safetensors'), ('pytorch_model', '.bin'), ('', '.safetensors'))
     """
-    return _NUMBER.sub("", name.removesuffix(_SUFFIX))
+    stem, suffix = splitext(name)
+    return _NUMBER.sub("", stem), suffix
 
 
 def _is_numbered(name: str) -> bool:
-    return bool(_NUMBER.search(name.removesuffix(_SUFFIX)))
+    return bool(_NUMBER.search(splitext(name)[0]))
 
 
 def _contents(checkpoint: Checkpoint, folder: str, names: list[str], profile: Profile) -> str:

@@ -6,7 +6,10 @@ from diffai_dist.errors import UnknownFormat
 
 _CONVERT = "Convert it to safetensors"
 _CONVERT_PICKLE = "Convert it to safetensors where you trust its origin: loading it may run code"
-_SAVE_ZIP = "Where you trust its origin, load it with torch and save it again: torch.save writes a zip archive"
+# Nothing but tensors is loaded so, whatever the file asks for; that is the default since torch 2.6.
+_SAVE_ZIP = (
+    "Make it a zip archive with a new torch: from torch import load, save; save(load(path, weights_only=True), path)"
+)
 _DECOMPRESS = "Decompress it: compressed data have no byte ranges to read"
 _DOWNLOAD = "Fetch the object itself: check the address and the permissions"
 
