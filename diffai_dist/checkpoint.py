@@ -163,3 +163,8 @@ class Checkpoint:
     def coded(self) -> dict[str, str]:
         """The tensors that are decoded by a scheme, each with all that decides how: other settings, other numbers."""
         return {name: repr(one.scheme) for name, one in self.tensors.items() if one.scheme}
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes its tensors occupy; those that tied ones share count once."""
+        return sum(span.stop - span.start for span in {span for one in self.tensors.values() for span in one.spans})

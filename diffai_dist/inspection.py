@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from diffai_dist.plan import Plan
     from diffai_dist.records import Member
 
+PROBLEMS = 10  # lines of a plan
+
 
 def as_document(checkpoint: Checkpoint) -> dict[str, Any]:
     """A checkpoint as JSON values."""
@@ -64,8 +66,10 @@ def as_text(document: Mapping[str, Any]) -> Iterator[str]:
     for warning in document["warnings"]:
         yield f"  warning: {escape(warning, 400)}\n"
     by_dtype = Counter({dtype: 0 for dtype in sorted({tensor["dtype"] for tensor in tensors})})
-    for tensor in tensors:
-        by_dtype[tensor["dtype"]] += tensor["bytes"]
+    # Tied tensors are the same bytes, and count once.
+    places = {(tensor["object"], tensor["offset"], tensor["bytes"]): tensor["dtype"] for tensor in tensors}
+    for (_, _, nbytes), dtype in places.items():
+        by_dtype[dtype] += nbytes
     sizes = ", ".join(f"{escape(dtype)} {size(nbytes)}" for dtype, nbytes in by_dtype.most_common())
     total = size(sum(by_dtype.values()))
     found = f"{count(len(tensors), 'tensor')} in {count(len(document['objects']), 'object')}, {total}"
@@ -85,7 +89,7 @@ def plan_document(
     The plan is of what remains of the comparison: `stored` says what the store has of it already, `published` how many
     bytes of the plan that saves.
     """
-    document = {
+    document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "mode": opened.group.mode,
         "members": [
@@ -98,6 +102,8 @@ def plan_document(
     }
     if comparison is None or plan is None or place is None:
         return document
+    unreadable = dict.fromkeys(failure for one in comparison.aligned for failure in one.unreadable if failure)
+    document["problems"] += [failure.sentence() for failure in unreadable if failure not in opened.all_failures]
     kinds = _pair_kinds(comparison) if opened.group.mode is None else _group_kinds(comparison)
     reading = {"tensors": kinds, "left_out": comparison.left_out, **_reading(plan, place, published)}
     return document | reading | ({} if stored is None else {"stored": dict(stored)})
@@ -157,8 +163,10 @@ def plan_text(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"  gate       {_gate(gate)}\n"
     for warning in document["warnings"]:
         yield f"  warning    {escape(warning, 400)}\n"
-    for problem in document["problems"]:
+    for problem in document["problems"][:PROBLEMS]:
         yield f"  problem    {escape(problem, 1000)}\n"
+    if more := document["problems"][PROBLEMS:]:
+        yield f"  problem    and {len(more):,} more; --output json lists all\n"
 
 
 def _series_lines(document: Mapping[str, Any]) -> Iterator[str]:

@@ -99,7 +99,7 @@ def _described(member: Member, checkpoint: Checkpoint | None) -> Member:
         format=checkpoint.format,
         objects=tuple(dataclasses.replace(one, url=storage.redact(one.url)) for one in checkpoint.sources),
         tensors=len(checkpoint.tensors),
-        nbytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
+        nbytes=checkpoint.nbytes,
     )
 
 

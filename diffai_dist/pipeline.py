@@ -124,7 +124,10 @@ def compared(opened: Opened, settings: Settings) -> Comparison | None:
     """The aligned tensors of all members that could be opened; a selection that leaves nothing is an error."""
     comparison = opened.comparison(settings.selection, settings.matching)
     if comparison is not None and comparison.left_out and not comparison.aligned:
-        raise UsageError(f"the selection leaves none of {comparison.left_out:,} tensors; globs match whole names")
+        found = f"the selection leaves none of {comparison.left_out:,} tensors; globs match whole names"
+        coded = any(tensor.quantised for member in comparison.members for tensor in member.tensors.values())
+        parts = ", and scales or zero points are no tensors of their own but with --raw" if coded else ""
+        raise UsageError(found + parts)
     return comparison
 
 

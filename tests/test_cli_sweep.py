@@ -22,12 +22,14 @@ from typing import Any
 
 import click
 import jsonschema
+import ml_dtypes
 import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
 
 import models
+from decoding import write
 from diffai_dist import api, console
 from diffai_dist.analyses import ANALYSES, SERIES
 from diffai_dist.cli import commands
@@ -550,6 +552,25 @@ def test_a_plan_lists_its_problems(run7: Path, tmp_path: Path, output: str) -> N
         assert ended.code == 3
         for path in bad:
             assert str(path) in ended.out
+
+
+def test_a_plan_lists_tensors_that_cannot_be_read(tmp_path: Path) -> None:
+    codes = {f"m{i}.qweight": np.zeros((8, 16), np.int32) for i in range(12)}
+    for name in ("a", "b"):
+        write(tmp_path / name, codes | {"norm.weight": np.ones(4, np.float32)}, {"quant_method": "gptq"})
+    ended = diffai("plan", tmp_path / "a", tmp_path / "b")
+    assert (ended.code, ended.out.count("its qzeros is missing"), "and 14 more" in ended.out) == (3, 10, True)
+    assert len(json.loads(diffai("plan", tmp_path / "a", tmp_path / "b", "-o", "json").out)["problems"]) == 24
+
+
+def test_a_selection_of_parts_is_answered_with_how_to_reach_them(tmp_path: Path) -> None:
+    codes = np.ones((4, 8), ml_dtypes.float8_e4m3fn)
+    for name in ("a", "b"):
+        write(tmp_path / name, {"m.weight": codes, "m.weight_scale": np.ones(1, np.float32)})
+    ended = diffai("compare", tmp_path / "a", tmp_path / "b", "--include", "*_scale")
+    assert (ended.code, "but with --raw" in ended.err) == (2, True)
+    assert diffai("compare", tmp_path / "a", tmp_path / "b", "--include", "*_scale", "--raw").code == 0
+    assert "but with --raw" not in diffai("compare", tmp_path / "a", tmp_path / "b", "--include", "x", "--raw").err
 
 
 # Runs that are taken up again
