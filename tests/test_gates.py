@@ -125,9 +125,9 @@ def test_a_pair_of_which_nothing_was_compared_proves_nothing(conditions: tuple[F
     assert [(one.condition, one.what) for one in verdict(sweep(found), *conditions).met] == [("missing", told)]
     assert verdict(sweep(found), *conditions, "never").met == ()
     assert verdict(sweep(found), "nan").met == ()
-    unopened = dataclasses.replace(found, coverage=Coverage(0, 0, 0, 0, 0, 0, 0, {CLOSED: 1}), tensors=())
+    unread = dataclasses.replace(found, failures=(failure(),))  # which says more
     empty = dataclasses.replace(found, coverage=Coverage(0, 0, 0, 0, 0, 0, 0, {}), tensors=())
-    for one in (unopened, empty):
+    for one in (unread, empty):
         assert verdict(sweep(one), *conditions).met == ()
 
 

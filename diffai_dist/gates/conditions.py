@@ -67,10 +67,9 @@ def _changed(sweep: Sweep) -> Iterator[Met]:
 
 
 def unproven(sweep: Sweep) -> Iterator[Met]:
-    """Pairs that were opened and have no tensor that could be compared: no finding of theirs says anything."""
+    """Pairs that were read and have no tensor that could be compared: no finding of theirs says anything."""
     for pair in sweep.pairs:
-        seen = pair.coverage
-        if seen.tensors and not seen.tensors_compared and CLOSED not in seen.not_compared:
+        if pair.coverage.tensors and not pair.coverage.tensors_compared and not pair.failures:
             counts = ", ".join(f"{number} {status}" for status, number in pair.statuses.items())
             yield Met("missing", f"nothing was compared: {counts}", _where(pair))
 
