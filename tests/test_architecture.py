@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from diffai_dist import schemes
+from diffai_dist.formats import archive, gguf_header, npy
+from diffai_dist.formats.containers import READERS
+from diffai_dist.schemes import bnb4
+from diffai_dist.schemes.stored import Late
 
 PACKAGE = Path(__file__).parents[1] / "diffai_dist"
 
@@ -91,6 +99,25 @@ def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
 def test_every_layer_exists() -> None:
     found = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in files()}
     assert found == set(LAYERS)
+
+
+def test_readers_that_are_loaded_late_are_there_and_begin_as_the_table_says() -> None:
+    assert [*READERS] == [archive.MAGIC, gguf_header.MAGIC, npy.MAGIC]
+    for name in READERS.values():
+        assert callable(pkgutil.resolve_name(f"diffai_dist.formats.{name}"))
+
+
+def test_every_function_that_finds_weights_of_a_scheme_is_in_the_table_and_no_other() -> None:
+    modules = [one.name for one in pkgutil.iter_modules(schemes.__path__)]
+    there = {
+        f"{module}:{name}"
+        for module in modules
+        for name in vars(importlib.import_module(f"{schemes.__name__}.{module}"))
+        if name.startswith("find")
+    }
+    named = [one.find.name for one in schemes.SCHEMES if isinstance(one.find, Late)]
+    assert sorted(named) == sorted(there)
+    assert schemes.NESTED == bnb4.PARTS
 
 
 FORBIDDEN = ("pickle.load", "eval(", "exec(", "yaml.load(", "allow_pickle=True", "torch.load", "os.system")

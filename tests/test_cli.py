@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import yaml
 
@@ -178,6 +179,34 @@ assert {f"diffai_dist.analyses.{name}" for name in EVERY} & set(sys.modules) == 
     layers = ("layer_impact", *compare, "--show-layer-impact")
     for asked in (("", "compare", "--help"), ("", *compare), layers):
         done = subprocess.run([sys.executable, "-c", script, *asked], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_readers_and_schemes_are_loaded_when_a_file_asks_for_them(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+    script = """
+import sys
+from diffai_dist.cli import commands
+from diffai_dist.console import run
+from diffai_dist.schemes import SCHEMES
+from diffai_dist.schemes.stored import Late
+run(commands, "diffai-dist", ["compare", *sys.argv[2:], "--no-progress"])
+finding = {one.find.name.partition(":")[0] for one in SCHEMES if isinstance(one.find, Late)}
+late = {f"schemes.{name}" for name in finding | {"loops", "blocks", "scales", "ggml", "chunked"}}
+late |= {f"formats.{name}" for name in ("gguf", "npy", "npz", "zips", "archive", "ranges", "torch_zip", "dcp")}
+found = {name for name in late if f"diffai_dist.{name}" in sys.modules}
+assert found == set(sys.argv[1].split()), found
+"""
+    fp8 = {"m.weight": ("F8_E4M3", (4, 8)), "m.weight_scale": ("F32", (4, 1)), "n.weight": ("BF16", (4, 8))}
+    quantised = checkpoints.write_sparse(tmp_path / "fp8.safetensors", fp8)
+    np.save(tmp_path / "array.npy", np.ones(3, np.float32))
+    asked = {
+        "": pair,
+        "schemes.fp8 schemes.loops schemes.blocks schemes.scales": (pair[0], quantised),
+        "formats.npy": (tmp_path / "array.npy", tmp_path / "array.npy"),
+    }
+    for names, urls in asked.items():
+        command = [sys.executable, "-c", script, names, *map(str, urls)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
 

@@ -73,6 +73,65 @@ def test_what_is_lost_with_a_shard_is_the_weight(
     assert "missing" in failure.found
 
 
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_lost_parameter_takes_what_is_called_as_its_scale_only_where_codes_are_declared(
+    tmp_path: Path, declared: bool
+) -> None:
+    """`logit_scale` beside a lost `logit` is a parameter of its own in models that nobody calls quantised."""
+    path = sharded(tmp_path / "a", {"logit": CODES}, {"logit_scale": SCALE, "n": SCALE}, missing=0)
+    if declared:
+        (path / "config.json").write_text('{"quantization_config": {"quant_method": "fp8"}}')
+    found = opened(path)
+    assert set(found.unreadable) == {"logit"}
+    assert set(found.tensors) == ({"n"} if declared else {"logit_scale", "n"})
+
+
+@pytest.mark.parametrize("prefix", ["", "m."])
+@pytest.mark.parametrize(
+    ("parts", "dtype"),
+    [
+        ({"weight": CODES, "weight_scale": SCALE, "input_scale": SCALE}, "fp8-channel"),
+        ({"weight": CODES, "scale": SCALE}, "fp8-channel"),
+        (
+            {"weight": CODES.view(np.int8), "weight_scale": SCALE, "weight_zero_point": CODES.view(np.int8)[:, :1]},
+            "int8",
+        ),
+        (
+            {
+                "weight_packed": np.full((8, 8), 0x76543210, np.int32),
+                "weight_scale": SCALE,
+                "weight_shape": np.array([8, 64]),
+            },
+            "int4-channel",
+        ),
+        ({"weight": CODES.view(np.int8), "SCB": SCALE[:, 0], "weight_format": np.array(0, np.uint8)}, "bnb-int8"),
+        (
+            {
+                "qweight": np.zeros((4, 32), np.int32),
+                "qzeros": np.full((1, 4), 0x77777777, np.int32),
+                "scales": np.ones((1, 32), np.float16),
+            },
+            "gptq-4bit",
+        ),
+    ],
+)
+def test_a_module_may_have_no_name(tmp_path: Path, prefix: str, parts: dict[str, Any], dtype: str) -> None:
+    """A file of one layer: its tensors are called as those of a module, without a module."""
+    found = opened(models.write(tmp_path / "a.safetensors", {prefix + name: part for name, part in parts.items()}))
+    assert not found.unreadable
+    (tensor,) = found.tensors.values()
+    assert (tensor.name, list(found.tensors)) == (f"{prefix}weight", [f"{prefix}weight"])
+    assert tensor.dtype.startswith(dtype)
+
+
+@pytest.mark.parametrize("prefix", ["", "m."])
+def test_what_is_refused_is_so_without_a_name_too(tmp_path: Path, prefix: str) -> None:
+    mlx = {"weight": np.zeros((8, 4), np.uint32), "scales": SCALE, "biases": SCALE}
+    found = opened(models.write(tmp_path / "a.safetensors", {prefix + name: part for name, part in mlx.items()}))
+    assert not found.tensors
+    assert list(found.unreadable) == [f"{prefix}weight"]
+
+
 def test_a_weight_that_is_stored_twice_is_refused(tmp_path: Path) -> None:
     both = {**PACKED, "m.weight": np.ones((8, 16), np.float32)}
     found = opened(models.write(tmp_path / "a.safetensors", both))

@@ -19,7 +19,7 @@ import models
 from decoding import FIXTURES, by_library, cut, failure_of, opened, run_of, same_bits, values_of, write
 from diffai_dist import compare
 from diffai_dist.checkpoint import Span, Tensor
-from diffai_dist.schemes.awq import FINDER
+from diffai_dist.schemes.awq import find
 from diffai_dist.schemes.stored import Declared, Stored, Undecodable
 from diffai_dist.storage import Source
 
@@ -224,7 +224,7 @@ def test_whatever_is_stored_and_declared_is_found_or_refused(
         size = checkpoints.nbytes(dtype, tuple(shape))
         tensors[f"m.{part}"] = Tensor(f"m.{part}", dtype, tuple(shape), (Span(Source("/x", size, "v"), 0, size),))
     with contextlib.suppress(Undecodable):
-        found = FINDER.find("m", tensors["m.qweight"], Stored(tensors, {}, {}, Declared(method, fields, "config.json")))
+        found = find("m", tensors["m.qweight"], Stored(tensors, {}, {}, Declared(method, fields, "config.json")))
         assert found is None or found.tensor.elements > 0
 
 

@@ -16,10 +16,10 @@ from decoding import codes_of, cut, opened, run_of, same_bits, scales_of, spread
 from diffai_dist.checkpoint import Checkpoint, Span, Tensor
 from diffai_dist.dtypes import BITS
 from diffai_dist.formats.logical import logical
-from diffai_dist.schemes import fp8, int8, mxfp4, nvfp4
+from diffai_dist.schemes import SCHEMES
 from diffai_dist.schemes.blocks import Blocks
 from diffai_dist.schemes.declared import MOST_ENTRIES, MOST_PATTERNS, has_codes, left_out, listed
-from diffai_dist.schemes.stored import Declared
+from diffai_dist.schemes.stored import Declared, Late
 from diffai_dist.schemes.strided import Strided
 from diffai_dist.storage import Source
 
@@ -110,10 +110,8 @@ def test_patterns_that_go_back_for_ever_elsewhere_end_here() -> None:
     assert has_codes(declared, "a" * 5000, "float")
 
 
-FINDERS = (
-    fp8.FINDER, fp8.PARAMETERS, int8.FINDER, int8.PARAMETERS,
-    mxfp4.EXPERTS, mxfp4.PACKED, mxfp4.STACKED, mxfp4.ORIGINAL, nvfp4.PACKED, nvfp4.FINDER,
-)  # fmt: skip
+MODULES = {"fp8", "int8", "mxfp4", "nvfp4"}
+FINDERS = [one for one in SCHEMES if isinstance(one.find, Late) and one.find.name.partition(":")[0] in MODULES]
 ODD_SHAPES = st.one_of(st.sampled_from([(2**40, 0), (0, 2**62)]), st.lists(st.integers(0, 40), max_size=5).map(tuple))
 Part = tuple[str, tuple[int, ...]]
 

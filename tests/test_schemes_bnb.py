@@ -317,6 +317,19 @@ def test_int8_in_another_order_or_shape_is_refused(
     assert (failure.found, failure.expected) == (found, expected)
 
 
+def test_layers_of_gpt2_are_refused(tmp_path: Path) -> None:
+    """Both kinds of codes are those of the transpose of what its Conv1D has."""
+    layers = {"h.0.mlp.c_fc": module(), "h.0.mlp.c_proj": eight_bit()[0], "lm_head": module()}
+    arrays = {name.replace("m.", f"{layer}.", 1): one for layer, parts in layers.items() for name, one in parts.items()}
+    (write(tmp_path, arrays) / "config.json").write_text('{"model_type": "gpt2"}')
+    checkpoint = opened(tmp_path)
+    assert set(checkpoint.tensors) == {"lm_head.weight"}
+    assert {name: one.found for name, one in checkpoint.unreadable.items()} == dict.fromkeys(
+        ("h.0.mlp.c_fc.weight", "h.0.mlp.c_proj.weight"),
+        "it is the transpose of what gpt2 has unquantised, which is not undone",
+    )
+
+
 def index(folder: Path, shards: list[Arrays]) -> Path:
     """Shards of which the last is missing."""
     names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]

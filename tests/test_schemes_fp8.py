@@ -176,7 +176,9 @@ def test_a_scale_that_is_declared_and_missing_is_told(
     assert set(checkpoint.unreadable) == ({f"{name}.weight"} if missing else set())
     assert (f"{name}.weight" in checkpoint.tensors) != missing
     if missing:
-        assert checkpoint.unreadable[f"{name}.weight"].found.startswith("its weight_scale is missing")
+        assert checkpoint.unreadable[f"{name}.weight"].found.startswith(
+            "its weight_scale or weight_scale_inv or scale_weight or scale is missing, and config.json declares it"
+        )
     assert "norm.weight" in checkpoint.tensors
 
 
@@ -255,12 +257,44 @@ def test_scales_lie_in_another_shard_or_in_one_that_is_missing(tmp_path: Path) -
     assert "model-00002-of-00002.safetensors" in checkpoint.unreadable["m.weight"].sentence()
 
 
-def test_empty_and_scalar_tensors_are_left_as_they_are(tmp_path: Path) -> None:
-    one = np.ones((), np.float32)
-    arrays = {"m.weight": codes_of((0, 8)), "m.weight_scale": one, "s": codes_of(()), "s_scale": one}
+def test_scalars_are_scaled_and_empty_weights_are_weights(tmp_path: Path) -> None:
+    """What has no elements, or no axis, is known by its parts as all else: its scales are no tensors of their own."""
+    one = np.full((), 0.5, np.float32)
+    scaled = {"m": (codes_of((0, 8)), one), "k": (codes_of((0, 8)), scales_of((0, 1))), "e": (codes_of((3, 0)), one)}
+    arrays = {f"{name}.weight": codes for name, (codes, _) in scaled.items()}
+    arrays |= {f"{name}.weight_scale": scale for name, (_, scale) in scaled.items()}
+    arrays |= {"s": codes_of(()), "s_scale": one, "t.weight": codes_of(()), "t.weight_scale": one.reshape(1)}
+    checkpoint = opened(write(tmp_path / "fp8", arrays))
+    assert {name: (tensor.dtype, tensor.shape) for name, tensor in checkpoint.tensors.items()} == {
+        "m.weight": ("fp8-tensor", (0, 8)),
+        "k.weight": ("fp8-tensor", (0, 8)),
+        "e.weight": ("fp8-tensor", (3, 0)),
+        "s": ("fp8-tensor", ()),
+        "t.weight": ("fp8-tensor", ()),
+    }
+    plain = {name: arrays[name].astype(np.float32) * np.float32(0.5) for name in checkpoint.tensors}
+    assert [values_of(checkpoint.tensors[name]) for name in ("s", "t.weight")] == [plain["s"], plain["t.weight"]]
+    models.write(tmp_path / "plain" / "model.safetensors", plain)
+    report = compare(str(tmp_path / "plain"), str(tmp_path / "fp8"))
+    assert not report.failures
+    assert report.coverage.tensors_compared == 5
+    assert not [one for one in report.records if one["change"]["max_abs"]]
+
+
+def test_a_scale_of_the_module_is_a_parameter_where_the_weight_has_its_own(tmp_path: Path) -> None:
+    layer = np.ones(4, np.float32)
+    arrays = {"m.weight": codes_of((4, 8)), "m.weight_scale": scales_of((4, 1)), "m.scale": layer}
     tensors = opened(write(tmp_path, arrays)).tensors
-    assert set(tensors) == set(arrays)
-    assert not any(tensor.scheme for tensor in tensors.values())
+    assert {name: one.dtype for name, one in tensors.items()} == {"m.weight": "fp8-channel", "m.scale": "F32"}
+
+
+def test_of_two_scales_none_is_taken(tmp_path: Path) -> None:
+    arrays = {
+        "m.weight": codes_of((4, 8)),
+        "m.weight_scale": scales_of((4, 1)),
+        "m.weight_scale_inv": scales_of((4, 1)),
+    }
+    assert failure_of(write(tmp_path, arrays), "m.weight").found == ".weight_scale_inv lie beside its weight_scale"
 
 
 def test_a_quantised_checkpoint_is_compared_by_its_values(tmp_path: Path) -> None:

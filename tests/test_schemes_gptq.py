@@ -21,7 +21,8 @@ from diffai_dist import compare
 from diffai_dist.checkpoint import Span, Tensor
 from diffai_dist.formats import quantised
 from diffai_dist.formats.quantised import HEAD_BYTES, MOST_HEADS
-from diffai_dist.schemes.gptq import FINDER, V1, V1_WORDS, V2
+from diffai_dist.schemes.gptq import find
+from diffai_dist.schemes.grouped import V1, V1_WORDS, V2
 from diffai_dist.schemes.stored import Declared, Stored, Undecodable
 from diffai_dist.storage import Profile, Read, Source, fill, traffic
 
@@ -120,6 +121,88 @@ def test_runs_of_any_layer_are_codes_less_zero_points_times_scales(
     expected = layer.values()
     for first, stop in [(0, tensor.elements), *cut(tensor.elements, seed)]:
         assert same_bits(run_of(tensor, first, stop), expected.reshape(-1)[first:stop])
+
+
+EMBEDDED = "embeddings by their names: read as [tokens, features], as GPTQModel packs those"
+
+
+def test_embeddings_lie_as_gptqmodel_stores_them(tmp_path: Path) -> None:
+    """Tokens are the inputs: what is decoded has a row for each, as the unquantised weight has, and no transpose."""
+    checkpoint, (library, _) = opened(FIXTURES / "gptq/embeddings"), by_library("gptq/embeddings")
+    assert {name: one.shape for name, one in checkpoint.tensors.items()} == {
+        "model.embed_tokens.weight": (104, 32),
+        "transformer.wte.weight": (100, 32),
+    }
+    assert checkpoint.warnings == (f"{EMBEDDED} ('model.embed_tokens.weight', 'transformer.wte.weight')",)
+    for name, expected in library.items():
+        tensor = checkpoint.tensors[name]
+        assert same_bits(values_of(tensor), expected)
+        for first, stop in cut(tensor.elements, 1):
+            assert same_bits(run_of(tensor, first, stop), expected.reshape(-1)[first:stop])
+
+
+@given(
+    tokens=st.integers(1, 300),
+    features=st.integers(1, 5).map(lambda words: 32 * words),
+    bits=st.sampled_from([2, 3, 4, 8]),
+    group=st.sampled_from([16, 48, 1000]),
+    dtype=st.sampled_from([np.float16, ml_dtypes.bfloat16, np.float32]),
+    v1=st.booleans(),
+    shuffled=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_runs_of_any_embedding(
+    tmp_path_factory: pytest.TempPathFactory,
+    tokens: int,
+    features: int,
+    bits: int,
+    group: int,
+    dtype: Any,
+    v1: bool,
+    shuffled: bool,
+    seed: int,
+) -> None:
+    layer = Layer(tokens, features, bits, group, v1, False, dtype, seed, True, shuffled)
+    config = GPTQ | {"checkpoint_format": "gptq" if v1 else "gptq_v2", "group_size": group, "bits": bits}
+    folder = write(tmp_path_factory.getbasetemp() / "embedding", layer.arrays("model.embed_tokens"), config)
+    tensor = opened(folder).tensors["model.embed_tokens.weight"]
+    expected = layer.values().T
+    for first, stop in [(0, tensor.elements), *cut(tensor.elements, seed)]:
+        assert same_bits(run_of(tensor, first, stop), expected.reshape(-1)[first:stop])
+
+
+@pytest.mark.parametrize("size", [-1, 128])
+def test_one_group_of_all_tokens_is_as_declared(tmp_path: Path, size: int) -> None:
+    layer = Layer(96, 64, group=96, ordered=False)
+    checkpoint = opened(write(tmp_path, layer.arrays("transformer.wte"), GPTQ | {"group_size": size}))
+    assert checkpoint.warnings == (f"{EMBEDDED} ('transformer.wte.weight')",)
+
+
+def test_a_square_embedding_equals_the_one_it_was_made_of(tmp_path: Path) -> None:
+    """As many tokens as features: a transpose would go unseen by its shape."""
+    layer = Layer(64, 64)
+    write(tmp_path / "quantised", layer.arrays("model.embed_tokens"), GPTQ)
+    write(tmp_path / "plain", {"model.embed_tokens.weight": np.ascontiguousarray(layer.values().T)})
+    (record,) = compare(str(tmp_path / "plain"), str(tmp_path / "quantised")).records
+    assert record["change"]["max_abs"] == 0
+
+
+@pytest.mark.parametrize("config", ["config.json", "quantize_config.json"])
+def test_layers_of_gpt2_are_not_turned(tmp_path: Path, config: str) -> None:
+    """Its Conv1D has [inputs, outputs] unquantised, GPTQ takes the transpose: a square one would go unseen."""
+    layer, head = Layer(64, 64), Layer(64, 64, seed=1)
+    write(tmp_path, layer.arrays("h.0.attn.c_proj") | head.arrays("lm_head"))
+    texts = {"config.json": {"model_type": "gpt2"}}
+    texts[config] = texts.get(config, {}) | ({"quantization_config": GPTQ} if config == "config.json" else GPTQ)
+    for name, text in texts.items():
+        (tmp_path / name).write_text(json.dumps(text))
+    checkpoint = opened(tmp_path)
+    assert same_bits(values_of(checkpoint.tensors["h.0.attn.c_proj.weight"]), layer.values().T)
+    assert same_bits(values_of(checkpoint.tensors["lm_head.weight"]), head.values())
+    told = "read as [inputs, outputs], as the layers of gpt2 are unquantised ('h.0.attn.c_proj.weight')"
+    assert checkpoint.warnings == (told,)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_bigcode", "quantization_config": GPTQ}))
+    assert same_bits(values_of(opened(tmp_path).tensors["h.0.attn.c_proj.weight"]), layer.values())
 
 
 def test_the_example_of_the_format(tmp_path: Path) -> None:
@@ -405,7 +488,7 @@ def test_whatever_is_stored_and_declared_is_found_or_refused(
         tensors[f"m.{part}"] = Tensor(f"m.{part}", dtype, tuple(shape), (Span(Source("/x", size, "v"), 0, size),))
     stored = Stored(tensors, {}, {"m.qzeros": head}, Declared(method, fields, "config.json"))
     with contextlib.suppress(Undecodable):
-        found = FINDER.find("m", tensors["m.qweight"], stored)
+        found = find("m", tensors["m.qweight"], stored)
         assert found is None or found.tensor.elements > 0
 
 

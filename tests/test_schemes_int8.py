@@ -99,13 +99,20 @@ def test_a_declared_group_size_that_does_not_fit_is_refused(tmp_path: Path) -> N
     scales = np.ones((8, 4), np.float32)
     write(tmp_path, {"m.weight": CODES, "m.weight_scale": scales}, declared(group_size=16, strategy="group"))
     failure = failure_of(tmp_path, "m.weight")
-    assert (failure.found, failure.expected) == ("its scales have shape [8, 4]", "[8, 1] or [8, 2]")
+    assert (failure.found, failure.expected) == (
+        "its scales have shape [8, 4]",
+        "[8, 1] or [8, 2], as 1x16 is declared",
+    )
 
 
 @pytest.mark.parametrize(
     ("arrays", "config", "found"),
     [
-        ({"m.weight": CODES}, declared(), "its weight_scale is missing, and config.json declares it as quantised"),
+        (
+            {"m.weight": CODES},
+            declared(),
+            "its weight_scale or weight_scale_inv or scale is missing, and config.json declares it as quantised",
+        ),
         (
             {"m.weight": CODES, "m.weight_scale": SCALES},
             declared(symmetric=False),
@@ -142,6 +149,24 @@ def test_zero_points_of_symmetric_weights_are_applied_and_told(tmp_path: Path) -
     checkpoint = opened(write(tmp_path, arrays, declared()))
     assert "declares weights as symmetric that have zero points" in checkpoint.warnings[0]
     assert same_bits(values_of(checkpoint.tensors["m.weight"]), (CODES.astype(np.float32) - 3) * SCALES)
+
+
+def test_scalars_are_scaled_and_empty_weights_are_weights(tmp_path: Path) -> None:
+    one = np.full(1, 0.5, np.float32)
+    arrays = {"m.weight": np.zeros((0, 8), np.int8), "m.weight_scale": one, "s": np.array(-3, np.int8), "s_scale": one}
+    tensors = opened(write(tmp_path, arrays)).tensors
+    assert {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()} == {
+        "m.weight": ("int8-tensor", (0, 8)),
+        "s": ("int8-tensor", ()),
+    }
+    assert values_of(tensors["s"]) == -1.5
+
+
+def test_a_scale_of_the_module_is_a_parameter_where_the_weight_has_its_own(tmp_path: Path) -> None:
+    """A learnable scale of the layer: it may differ, and is compared."""
+    arrays = {"m.weight": CODES, "m.weight_scale": SCALES, "m.scale": np.ones(8, np.float32)}
+    tensors = opened(write(tmp_path, arrays)).tensors
+    assert {name: one.dtype for name, one in tensors.items()} == {"m.weight": "int8-channel", "m.scale": "F32"}
 
 
 def test_integers_that_nothing_scales_stay_integers(tmp_path: Path) -> None:

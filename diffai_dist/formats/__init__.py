@@ -10,10 +10,7 @@ from diffai_dist.checkpoint import Checkpoint
 from diffai_dist.errors import BadIndex, CheckpointError, UnknownFormat
 from diffai_dist.formats.assembly import assemble, read_shards
 from diffai_dist.formats.containers import read_file
-from diffai_dist.formats.dcp import open_pieces
 from diffai_dist.formats.folder import choose, siblings
-from diffai_dist.formats.gguf import parts_of
-from diffai_dist.formats.gguf_names import as_model
 from diffai_dist.formats.index import MAX_INDEX_BYTES, Index, parse_index
 from diffai_dist.formats.leftovers import leftovers_of
 from diffai_dist.formats.model_config import read_config
@@ -35,6 +32,8 @@ def open_checkpoint(url: str, profile: Profile, with_config: bool = False, raw: 
     format = _format(url, profile)
     checkpoint = FORMATS[format](url, profile, with_config)
     if checkpoint.format == "gguf" and not raw:
+        from diffai_dist.formats.gguf_names import as_model
+
         return as_model(checkpoint, with_config)
     return checkpoint if raw else as_values(checkpoint, url if format == "folder" else parent(url), None, profile)
 
@@ -48,9 +47,11 @@ def _format(url: str, profile: Profile) -> str:
 def open_file(url: str, profile: Profile, with_config: bool) -> Checkpoint:
     """One file of weights, whatever it is called; of what lies beside it only other parts of a GGUF file are read."""
     header = read_file(url, profile)
-    parts = parts_of(basename(url)) if header.format == "gguf" else ()
-    if len(parts) > 1:
-        return assemble(url, read_shards(parent(url), parts, None, profile))
+    if header.format == "gguf":
+        from diffai_dist.formats.gguf import parts_of
+
+        if len(parts := parts_of(basename(url))) > 1:
+            return assemble(url, read_shards(parent(url), parts, None, profile))
     return assemble(url, {basename(url): header})
 
 
@@ -77,6 +78,8 @@ def _open_chosen(url: str, files: Collection[str], profile: Profile) -> Checkpoi
     if layout.index:
         return _open_indexed(url, join(url, layout.index), files, profile, layout.warnings)
     if layout.metadata:
+        from diffai_dist.formats.dcp import open_pieces
+
         return open_pieces(url, layout.metadata, files, profile, layout.warnings)
     if layout.single:
         header = read_file(join(url, layout.single), profile)

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import pkgutil
+from collections.abc import Callable, Mapping
 
-from diffai_dist.errors import UnknownFormat
-from diffai_dist.formats import archive, gguf, gguf_header, npy, npz, safetensors, torch_zip
+from diffai_dist.formats import safetensors
 from diffai_dist.formats.heads import Head, Header
-from diffai_dist.formats.names import listed
-from diffai_dist.formats.ranges import Ranges
-from diffai_dist.storage import Profile, pin, read, redact
+from diffai_dist.storage import Profile, pin, read
 
+Reader = Callable[[Head, Profile], Header]
 
-def read_zip(head: Head, profile: Profile) -> Header:
-    """A file of torch.save or an .npz; UnknownFormat for other zip archives."""
-    source = head.source
-    ranges = Ranges(source, profile, head.data)
-    ranges.load([(max(source.size - archive.TAIL, 0), source.size)])
-    found = archive.read_archive(ranges, 0, source.size)
-    if any(name.endswith(torch_zip.PICKLE) for name in found.members):
-        return torch_zip.read_torch(found)
-    if any(name.endswith(npz.SUFFIX) for name in found.members):
-        return npz.read_npz(head, found, profile)
-    what = f"this is a zip archive of {listed(sorted(found.members)) or 'nothing'}"
-    raise UnknownFormat(redact(source.url), what, expected="data.pkl, as torch.save writes it, or .npy files")
-
-
-# First bytes and who reads what begins with them; the rest is safetensors, which begins with a number, or refused.
-READERS: tuple[tuple[bytes, Callable[[Head, Profile], Header]], ...] = (
-    (archive.MAGIC, read_zip),
-    (gguf_header.MAGIC, gguf.read_gguf),
-    (npy.MAGIC, npy.read_npy),
-)
+# First bytes, and who reads what begins with them: loaded for such a file, since most are safetensors, which begins
+# with a number. What begins with nothing of this is that, or refused.
+READERS: Mapping[bytes, str] = {
+    b"PK\x03\x04": "zips:read_zip",
+    b"GGUF": "gguf:read_gguf",
+    b"\x93NUMPY": "npy:read_npy",
+}
 
 
 def read_file(url: str, profile: Profile) -> Header:
@@ -42,9 +28,10 @@ def read_file(url: str, profile: Profile) -> Header:
     return _reader(head.data)(head, profile)
 
 
-def _reader(data: bytes) -> Callable[[Head, Profile], Header]:
+def _reader(data: bytes) -> Reader:
     if not safetensors.may_begin_a_file(data):
-        for magic, reader in READERS:
+        for magic, name in READERS.items():
             if data.startswith(magic):
+                reader: Reader = pkgutil.resolve_name(f"{__package__}.{name}")
                 return reader
     return safetensors.read_header

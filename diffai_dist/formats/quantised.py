@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-from diffai_dist.checkpoint import Checkpoint, Span
+from diffai_dist.checkpoint import Checkpoint, Span, Violation
 from diffai_dist.errors import CheckpointError
-from diffai_dist.formats.logical import headed, logical, may_be_quantised, told
+from diffai_dist.formats.logical import OTHERWISE, headed, logical, may_be_quantised, told
 from diffai_dist.formats.model_config import NAME, read_config
 from diffai_dist.schemes.stored import Declared
 from diffai_dist.storage import Profile, Read, entries, fill
@@ -23,25 +24,47 @@ Fields = Mapping[str, Any]
 
 
 def as_values(checkpoint: Checkpoint, folder: str, files: Collection[str] | None, profile: Profile) -> Checkpoint:
-    """The checkpoint with quantised weights as the values they stand for; itself, and nothing read, where none are."""
+    """The checkpoint with quantised weights as the values they stand for; nothing is read where none can be."""
     if not may_be_quantised(checkpoint):
-        return checkpoint
+        return _borne_out(checkpoint, _declared(NAME, checkpoint.config))
     if files is None:
         with contextlib.suppress(CheckpointError):
             files = entries(folder, profile)
-    return logical(
-        checkpoint, declared_in(folder, FILES if files is None else files, profile), _content(checkpoint, profile)
+    declared, warnings = declared_in(folder, FILES if files is None else files, profile)
+    told = dataclasses.replace(checkpoint, warnings=tuple(dict.fromkeys((*checkpoint.warnings, *warnings))))
+    return _borne_out(logical(told, declared, _content(checkpoint, profile)), declared)
+
+
+def declared_in(folder: str, files: Collection[str], profile: Profile) -> tuple[Declared, tuple[str, ...]]:
+    """The quantisation that the first of these files declares; a broken one declares nothing, with a warning."""
+    warnings: tuple[str, ...] = ()
+    model: Any = ""
+    for name in FILES:
+        fields, told = read_config(folder, files, profile, name)
+        warnings += told
+        model = fields.get("model_type") if name == NAME and fields else model
+        found = _declared(name, fields)
+        if found.file:
+            break
+    return dataclasses.replace(found, model=model if isinstance(model, str) else ""), warnings
+
+
+def _declared(name: str, fields: Fields | None) -> Declared:
+    found = FILES[name](fields) if fields is not None else None
+    return Declared(_method(found), found, name) if isinstance(found, dict) else Declared()
+
+
+def _borne_out(checkpoint: Checkpoint, declared: Declared) -> Checkpoint:
+    """The checkpoint with a complaint if quantisation is declared and nothing at all is stored as codes."""
+    quantised = any(tensor.quantised for tensor in checkpoint.tensors.values()) or checkpoint.unreadable
+    if quantised or not declared.method or declared.fields.get("format") == "dense":  # values that codes could be
+        return checkpoint
+    found = f"{declared.file} declares {declared.method[:40]}, but no tensor is stored as codes"
+    return dataclasses.replace(
+        checkpoint,
+        warnings=(*checkpoint.warnings, found),
+        violations=(*checkpoint.violations, Violation(OTHERWISE, checkpoint.url, found)),
     )
-
-
-def declared_in(folder: str, files: Collection[str], profile: Profile) -> Declared:
-    """The quantisation that the first of these files declares; a broken one declares nothing."""
-    for name, section in FILES.items():
-        fields, _ = read_config(folder, files, profile, name)
-        found = section(fields) if fields is not None else None
-        if isinstance(found, dict):
-            return Declared(_method(found), found, name)
-    return Declared()
 
 
 def _content(checkpoint: Checkpoint, profile: Profile) -> dict[str, bytes]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffai_dist.checkpoint import Span, Tensor
-from diffai_dist.schemes.grouped import SCALES, group_size, remarks_on, scales_of, sizes
+from diffai_dist.schemes.grouped import SCALES, group_size, scales_of, sizes
 from diffai_dist.schemes.loops import Loop
-from diffai_dist.schemes.stored import Declared, Finder, Found, Stored, Undecodable
+from diffai_dist.schemes.stored import Declared, Found, Stored, Undecodable
 
 EIGHT = 8  # codes in a word
 MODES = ("", "gemm")
@@ -102,7 +102,8 @@ def find(prefix: str, codes: Tensor, stored: Stored) -> Found | None:
     scheme = Awq(group_size(inputs, groups, declared), scales.dtype)
     spans = (*codes.spans, *zeros.spans, *scales.spans)
     tensor = Tensor(f"{prefix}.weight", "awq-4bit", (outputs, inputs), spans, scheme)
-    return Found(tensor, (*_remarks(declared), *remarks_on(4, groups, inputs, declared)))
+    unwanted = (f"{declared.file} declares no zero points, but they are stored, and used",)
+    return Found(tensor, otherwise=unwanted if declared.fields.get("zero_point") is False else ())
 
 
 def _eight_in_a_word(codes: Tensor, scales: Tensor) -> bool:
@@ -127,20 +128,3 @@ def _mode(declared: Declared) -> str:
     names = ("version", "checkpoint_format", "format")
     text = next((declared.fields[name] for name in names if declared.fields.get(name)), "")
     return text.lower() if isinstance(text, str) else "unknown"
-
-
-def _remarks(declared: Declared) -> tuple[str, ...]:
-    """What is declared otherwise than it is stored."""
-    if declared.method not in ("", "awq"):
-        return (f"{declared.file} declares {declared.method[:40]}, but what is stored is awq-4bit, and read as that",)
-    if declared.fields.get("zero_point") is False:
-        return (f"{declared.file} declares no zero points, but they are stored, and used",)
-    return ()
-
-
-FINDER = Finder(
-    {".qweight": ".weight"},
-    frozenset({"I32", "I16"}),
-    find,
-    (".qzeros", ".scales", ".g_idx"),
-)

@@ -52,7 +52,7 @@ class Blocks:
         codes, *others = tensor.spans
         bits = DTYPES[self.codes].bits
         low, high = self._scale_rows(tensor, first, stop)
-        across = -(-tensor.shape[-1] // self.columns)
+        across = -(-self._matrix(tensor)[1] // self.columns)
         per_row = [across * DTYPES[dtype].bits // 8 for dtype in (self.scales, self.zeros) if dtype]
         return (
             codes.part(first * bits // 8, -(-stop * bits // 8)),
@@ -83,8 +83,8 @@ class Blocks:
 
     def _matrix(self, tensor: Tensor) -> tuple[int, int]:
         """Rows and columns of what has its own rows of blocks."""
-        height = tensor.shape[-2] if len(tensor.shape) > 1 else 1
-        return max(height, self.rows), tensor.shape[-1]
+        height, width = (1, 1, *tensor.shape)[-2:]
+        return max(height, self.rows), width
 
     def _scale_rows(self, tensor: Tensor, first: int, stop: int) -> tuple[int, int]:
         """Rows of blocks that a run touches: each matrix of a stack has its own, of which the last may be short."""

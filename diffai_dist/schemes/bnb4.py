@@ -12,9 +12,10 @@ import numpy as np
 
 from diffai_dist.checkpoint import Span, Tensor
 from diffai_dist.dtypes import DTYPES
+from diffai_dist.schemes.declared import refuse_turned
 from diffai_dist.schemes.loops import Loop, floats
 from diffai_dist.schemes.scales import in_order
-from diffai_dist.schemes.stored import Finder, Found, Stored, Undecodable
+from diffai_dist.schemes.stored import Found, Stored, Undecodable
 
 STATES = (".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
 PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", *STATES)
@@ -88,6 +89,7 @@ def _look_up(codes: np.ndarray, table: np.ndarray, scales: np.ndarray, size: int
 
 def find(prefix: str, state: Tensor, stored: Stored) -> Found | None:
     """The weight that a quant_state describes."""
+    refuse_turned(stored.declared, prefix.removesuffix(".weight"))
     fields = _fields(stored.content.get(state.name, b""), state.name.rpartition("__")[2])
     codes, shape, size = stored.needed(prefix), tuple(fields["shape"]), fields["blocksize"]
     elements = math.prod(shape)
@@ -108,7 +110,7 @@ def find(prefix: str, state: Tensor, stored: Stored) -> Found | None:
 def find_lost(prefix: str, codes: Tensor, stored: Stored) -> Found | None:
     """Raise Undecodable if codes have other parts and no quant_state."""
     names = [codes.name + part for part in PARTS]
-    if any(name in stored.tensors or name in stored.unreadable for name in names):
+    if any(map(stored.has, names)):
         stored.needed(*names[-2:])
     return None
 
@@ -157,10 +159,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(name: str) -> None:
     raise ValueError(name)
-
-
-# Codes may be stored as any dtype, so that the state is what a weight is known by.
-FINDER = Finder(dict.fromkeys(STATES, ""), frozenset({"U8"}), find, ("", *PARTS), STATES)
-
-# Where a shard is missing that holds the state, the codes are there alone: as bytes, unless somebody chose otherwise.
-LOST = Finder({".weight": ".weight"}, frozenset({"U8"}), find_lost, tuple(f".weight{part}" for part in PARTS))

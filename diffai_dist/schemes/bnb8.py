@@ -9,9 +9,10 @@ import numpy as np
 
 from diffai_dist.checkpoint import Span, Tensor
 from diffai_dist.dtypes import DTYPES
+from diffai_dist.schemes.declared import refuse_turned
 from diffai_dist.schemes.loops import Loop, floats
 from diffai_dist.schemes.scales import in_order
-from diffai_dist.schemes.stored import Finder, Found, Stored, Undecodable
+from diffai_dist.schemes.stored import Found, Stored, Undecodable
 
 # weight_format: in which order a kernel wanted the codes. What is saved today is always in rows.
 FORMATS = {0: "row", 1: "col32", 2: "col_turing", 3: "col_ampere"}
@@ -61,6 +62,7 @@ def find(prefix: str, codes: Tensor, stored: Stored) -> Found | None:
     scale = stored.part(f"{prefix}.SCB")
     if scale is None:
         return None
+    refuse_turned(stored.declared, prefix)
     if len(codes.shape) != 2 or codes.elements == 0:
         raise Undecodable(f"its codes have shape {list(codes.shape)}", "rows and columns")
     height, width = codes.shape
@@ -80,6 +82,3 @@ def _check_format(told: Tensor | None, stored: Stored) -> None:
         raise Undecodable(f"its weight_format is {told.dtype} {list(told.shape)}", "U8 []")
     if code := stored.content[told.name][0]:
         raise Undecodable(f"codes in the order {FORMATS.get(code, code)}, which is not read", FORMATS[0])
-
-
-FINDER = Finder({".weight": ".weight"}, frozenset({"I8"}), find, (".SCB", ".weight_format"), (".weight_format",))

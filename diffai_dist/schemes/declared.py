@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+from diffai_dist.checkpoint import Tensor
 from diffai_dist.schemes.stored import Declared, Undecodable
 
 # The keys that list modules without codes, by who writes them: compressed-tensors and ModelOpt, transformers, ModelOpt.
 LEFT_OUT = ("ignore", "modules_to_not_convert", "exclude_modules")
 MOST_ENTRIES, MOST_PATTERNS, MOST_CHARACTERS = 10_000, 200, 256  # of a list; published ones have some hundred names
+
+# What a method writes, by how its tensors begin to be called; methods that are not here are not judged.
+WRITTEN: Mapping[str, tuple[str, ...]] = {
+    "gptq": ("gptq-",),
+    "awq": ("awq-",),
+    "bitsandbytes": ("bnb-",),
+    "fp8": ("fp8-", "mxfp"),
+    "fbgemm_fp8": ("fp8-",),
+    "mxfp4": ("mxfp4",),
+    "compressed-tensors": ("int", "fp8-", "mxfp", "nvfp4"),
+    "modelopt": ("int", "fp8-", "mxfp", "nvfp4"),
+    "hqq": (),
+    "quanto": (),
+    "torchao": (),
+}
+# Models of transformers whose layers are no nn.Linear, by model_type, and what those layers are called.
+CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
+CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+# Modules that are nn.Embedding, by the last part of their names in transformers. Their weight is [tokens, features],
+# and GPTQModel takes tokens for inputs (`pack_original`, `TorchQuantEmbeddings`); nobody else quantises them.
+EMBEDDINGS = frozenset({"embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "embeddings"})
+ZEROS_APPLIED = " declares weights as symmetric that have zero points, which are applied"
+FORMATS = {"e4m3": 4, "e5m2": 3}  # of FP8, and their significant bits
+FINER = {"tensor": ("tensor",), "channel": ("channel", "tensor")}  # scales are for such parts at least, where declared
 
 _TOKEN = re.compile(r"\\\.|\.[*+]?|[\w:-]+|.", re.DOTALL)
 _AS_GLOB = {"\\.": ".", ".*": "*", ".+": "?*", ".": "?"}
@@ -55,6 +81,26 @@ def has_codes(declared: Declared, module: str, kind: Literal["float", "int"]) ->
     return kind == "float" and (modelopt or transformers)
 
 
+def is_conv1d(declared: Declared, module: str) -> bool:
+    """Whether the module is a Conv1D of transformers, whose unquantised weight is [inputs, outputs]."""
+    return declared.model in CONV1D_MODELS and module.rpartition(".")[2] in CONV1D_MODULES
+
+
+def rows_are_inputs(declared: Declared, module: str) -> str | None:
+    """Why the unquantised weight of GPTQ is [inputs, outputs], as a remark; None where it is not."""
+    if is_conv1d(declared, module):
+        return f"read as [inputs, outputs], as the layers of {declared.model} are unquantised"
+    if module.rpartition(".")[2] in EMBEDDINGS:
+        return "embeddings by their names: read as [tokens, features], as GPTQModel packs those"
+    return None
+
+
+def refuse_turned(declared: Declared, module: str) -> None:
+    """Raise Undecodable where what is stored is the transpose of the unquantised weight."""
+    if is_conv1d(declared, module):
+        raise Undecodable(f"it is the transpose of what {declared.model} has unquantised, which is not undone")
+
+
 def left_out(declared: Declared, module: str) -> bool | None:
     """Whether a module is listed as one without codes; None where a list, or an entry of it, is not understood."""
     found = [listed(declared.fields.get(key), module) for key in LEFT_OUT if declared.fields.get(key)]
@@ -82,13 +128,47 @@ def listed(entries: object, module: str) -> bool | None:
     return None if None in globs or len(patterns) > len(globs) else False
 
 
-def disagreements(declared: Declared, module: str, stored_as: str, methods: Container[str]) -> tuple[str, ...]:
-    """Remarks on a configuration that the tensors do not bear out; `methods` are those of other layouts than theirs."""
-    if declared.method in methods:
-        return (f"{declared.file} declares {declared.method}, but what is stored is {stored_as}, and read as that",)
-    if left_out(declared, module):
-        return (f"{declared.file} lists modules as not quantised that are {stored_as}, and read as that",)
-    return ()
+def otherwise(declared: Declared, tensor: Tensor) -> tuple[str, ...]:
+    """What a configuration says otherwise of a tensor than its parts do, which are followed: another method, a module
+    without codes, other numbers."""
+    if declared.method in WRITTEN and not tensor.dtype.startswith(WRITTEN[declared.method]):
+        return (f"{declared.file} declares {declared.method}, but what is stored is {tensor.dtype}, and read as that",)
+    if left_out(declared, tensor.name.removesuffix(".weight")):
+        return (f"{declared.file} lists modules as not quantised that are {tensor.dtype}, and read as that",)
+    return tuple(f"{declared.file} declares {what}: read as stored" for what in _other_numbers(declared, tensor))
+
+
+def _other_numbers(declared: Declared, tensor: Tensor) -> Iterator[str]:
+    """Single modules may be declared apart (`dynamic` of GPTQModel): then nothing is known of one."""
+    scheme, groups = tensor.scheme, [one for one, _ in weights(declared)]
+    if scheme is None or declared.fields.get("dynamic"):
+        return
+    said = [one.get("num_bits") for one in groups]
+    if declared.method in ("gptq", "awq"):
+        said.append(declared.number("bits", "w_bit"))
+    if (numbers := [one for one in said if type(one) is int]) and scheme.bits not in numbers:
+        yield f"other bits than are stored, {scheme.bits}"
+    if _block_differs(declared, tensor, scheme.block):
+        yield "another group size than is stored"
+    digits = FORMATS.get(str(declared.fields.get("fmt")).lower())
+    if digits and scheme.digits and digits != scheme.digits:
+        yield f"{declared.fields['fmt']}, but codes are stored with {scheme.digits} significant bits"
+    finer = [kind for one in groups for kind in FINER.get(str(one.get("strategy")), (tensor.dtype,))]
+    if groups and not any(kind in tensor.dtype for kind in finer):
+        yield f"scales for larger parts of a weight than {tensor.dtype} has"
+
+
+def _block_differs(declared: Declared, tensor: Tensor, block: int) -> bool:
+    """Whether one scale is for another number of values than is declared for all modules."""
+    axes = [max(size, 1) for size in (1, 1, *tensor.shape)[-2:]]
+    tile = declared.fields.get("weight_block_size")
+    size = declared.number("group_size", "q_group_size")
+    if declared.method == "fp8" and tensor.dtype.startswith("fp8-") and isinstance(tile, list):
+        sizes = [one for one in tile if type(one) is int]
+        return len(sizes) == len(tile) == 2 and block != math.prod(map(min, sizes, axes))
+    grouped = declared.method in ("gptq", "awq") and size is not None
+    inputs = axes[0] if rows_are_inputs(declared, tensor.name.removesuffix(".weight")) else axes[1]
+    return grouped and block != (inputs if size == -1 else min(size or 0, inputs))
 
 
 def _meant(targets: object, module: str) -> bool:

@@ -8,20 +8,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffai_dist.checkpoint import Span, Tensor
-from diffai_dist.errors import UnknownScheme
-from diffai_dist.schemes.grouped import SCALES, declared_group, group_size, remarks_on, scales_of, sizes
+from diffai_dist.schemes.declared import rows_are_inputs
+from diffai_dist.schemes.gptq_rows import GptqRows
+from diffai_dist.schemes.grouped import (
+    SCALES,
+    V1,
+    V1_WORDS,
+    V2,
+    WORD,
+    declared_group,
+    group_size,
+    groups_of,
+    scales_of,
+    sizes,
+    zero_points,
+)
 from diffai_dist.schemes.loops import Loop
 from diffai_dist.schemes.scales import in_order
-from diffai_dist.schemes.stored import Declared, Finder, Found, Stored, Undecodable
-from diffai_dist.storage import redact
+from diffai_dist.schemes.stored import Declared, Found, Stored, Undecodable
 
 BITS = (2, 3, 4, 8)  # 5 to 7 exist, but only as planes of bits (gptq_p)
-WORD = 32
 TILE = 256, 32  # inputs and outputs that are decoded and turned at a time: 32 KiB, a first-level cache
-
-# How zero points are stored: as they are; one less; or one less by subtracting from whole words, which borrows from the
-# next zero point where one is 0. That is how GPTQModel writes and reads v1; AutoGPTQ wraps each by itself.
-V2, V1, V1_WORDS = "v2", "v1", "v1-words"
 FORMATS = {"gptq": V1, "gptq_v2": V2}
 OTHERS = frozenset({"marlin", "bitblas", "qqq", "exl2", "exl3", "vptq", "paroquant"})  # methods of other layouts
 
@@ -55,38 +62,9 @@ class Gptq:
         scales = scales_of(parts[2], self.scales, outputs, low, high)
         words = parts[1].view(np.uint32).reshape(len(scales), -1)
         zeros = zero_points(words, self.bits, self.zeros, low, high)
-        groups = self._groups(tensor, parts, len(scales))
+        groups = groups_of(tensor, parts, inputs, self.block, len(scales))
         codes = parts[0].view(np.uint32).reshape(-1, outputs)
         _tiles(codes, zeros, scales, groups, self.bits, low, first, np.empty(TILE, np.float32), out.view(np.float32))
-
-    def _groups(self, tensor: Tensor, parts: Sequence[np.ndarray], count: int) -> np.ndarray:
-        """int32 [inputs]: the row of the scales for each input."""
-        if len(parts) < 4:
-            return np.arange(tensor.shape[1], dtype=np.int32) // np.int32(self.block)
-        groups = parts[3].view(np.int32)
-        low, high = int(groups.min()), int(groups.max())
-        if low < 0 or high >= count:
-            where, found = redact(tensor.spans[3].source.url), f"a g_idx that names group {low if low < 0 else high:,}"
-            raise UnknownScheme(where, found, expected=f"0 to {count - 1:,}", hint="Fetch or quantise it again")
-        return groups
-
-
-def zero_points(words: np.ndarray, bits: int, stored: str, low: int, high: int) -> np.ndarray:
-    """float32 [groups, high - low]: those of outputs [low, high) in uint32 [groups, words].
-
-    >>> zero_points(np.array([[0x777777F7]], np.uint32), 4, V1, 0, 3)
-    array([[8., 0., 8.]], dtype=float32)
-    >>> zero_points(np.array([[0x777777F7]], np.uint32), 4, V1_WORDS, 0, 3)
-    array([[8., 0., 9.]], dtype=float32)
-    """
-    places = np.arange(low, high, dtype=np.int64) * bits
-    # Not words[:, places], which NumPy lays out column by column: the loop over outputs took twice as long.
-    near, far = words.take(places // WORD, axis=1), words.take((places + bits - 1) // WORD, axis=1)
-    if stored == V1_WORDS:
-        near = near + np.uint32(sum(1 << place for place in range(0, WORD, bits)))  # none of them in two words
-    pairs = near.astype(np.uint64) | far.astype(np.uint64) << np.uint64(WORD)
-    codes = pairs >> (places % WORD).astype(np.uint64)
-    return (codes + np.uint64(stored == V1) & np.uint64(2**bits - 1)).astype(np.float32)
 
 
 @Loop
@@ -143,11 +121,16 @@ def find(prefix: str, codes: Tensor, stored: Stored) -> Found | None:
         block = declared_group(inputs, groups, declared) or -(-inputs // groups)
     else:
         block = group_size(inputs, groups, declared)
-    version, remarks = (_declared_version if declared.method == "gptq" else _seen_version)(bits, zeros, stored)
+    version, remarks, otherwise = (_declared_version if declared.method == "gptq" else _seen_version)(
+        bits, zeros, stored
+    )
     spans = tuple(span for part in (codes, zeros, scales, order) if part for span in part.spans)
-    scheme = Gptq(bits, block, scales.dtype, version)
-    tensor = Tensor(f"{prefix}.weight", f"gptq-{bits}bit", (outputs, inputs), spans, scheme)
-    return Found(tensor, (*remarks, *remarks_on(bits, groups, inputs, declared)))
+    scheme: Gptq | GptqRows = Gptq(bits, block, scales.dtype, version)
+    shape = outputs, inputs
+    if why := rows_are_inputs(declared, prefix):
+        scheme, shape = GptqRows(bits, block, scales.dtype, version), (inputs, outputs)
+        remarks = (*remarks, why)
+    return Found(Tensor(f"{prefix}.weight", f"gptq-{bits}bit", shape, spans, scheme), remarks, otherwise)
 
 
 def _refuse(codes: Tensor, declared: Declared) -> None:
@@ -199,27 +182,27 @@ def _bits_and_inputs(
     return fits.popitem()
 
 
-def _declared_version(bits: int, zeros: Tensor, stored: Stored) -> tuple[str, tuple[str, ...]]:
-    """How zero points are stored, as declared; a remark where their first words say otherwise."""
+def _declared_version(bits: int, zeros: Tensor, stored: Stored) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """How zero points are stored, as declared, no remark, and what their first words say otherwise."""
     declared, head = stored.declared, stored.content.get(zeros.name, b"")
     version, seen = FORMATS[_format(declared)], _told_by(head, bits)
     if seen and seen != version:
         word, step = int.from_bytes(head[:4], "little"), "higher" if version == V1 else "lower"
-        return version, (
+        otherwise = (
             f"{declared.file} declares {_format(declared)}, but zero points begin with words of 0x{word:08X}, those of "
-            f"symmetric {_named(seen)}: read as declared, each is one {step} than that",
+            f"symmetric {_named(seen)}: read as declared, each is one {step} than that"
         )
-    return V1_WORDS if version == V1 and bits != 3 and _by_gptqmodel(declared) else version, ()
+        return version, (), (otherwise,)
+    return V1_WORDS if version == V1 and bits != 3 and _by_gptqmodel(declared) else version, (), ()
 
 
-def _seen_version(bits: int, zeros: Tensor, stored: Stored) -> tuple[str, tuple[str, ...]]:
-    """How zero points are stored, from the first words of those of a few tensors; there is no other sign."""
-    heads = [head for name, head in stored.content.items() if name.endswith(".qzeros")]
+def _seen_version(bits: int, zeros: Tensor, stored: Stored) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """How zero points are stored, from the first words of those of a few tensors, and a remark: nothing else tells."""
+    heads = [head for name, head in stored.content.items() if f".{name}".endswith(".qzeros")]
     match [one for one in (V1, V2) if one in {_told_by(head, bits) for head in heads}]:
         case [version]:
-            return version, (
-                f"no config declares it GPTQ: its zero points are read as those of symmetric {_named(version)}",
-            )
+            remark = f"no config declares it GPTQ: its zero points are read as those of symmetric {_named(version)}"
+            return version, (remark,), ()
     raise Undecodable(
         "nothing declares whether zero points are stored as they are (gptq_v2) or one less (gptq)",
         "a quantize_config.json with checkpoint_format",
@@ -250,12 +233,3 @@ def _by_gptqmodel(declared: Declared) -> bool:
     names = meta.get("quantizer") if isinstance(meta, dict) else None
     every = names if isinstance(names, list) else [names]
     return any(isinstance(name, str) and name.startswith("gptqmodel") for name in every)
-
-
-FINDER = Finder(
-    {".qweight": ".weight"},
-    frozenset({"I32", "I8", "U8", "I16", "I64"}),
-    find,
-    (".qzeros", ".scales", ".g_idx"),
-    heads=(".qzeros",),
-)

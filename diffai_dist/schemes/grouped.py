@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from diffai_dist.checkpoint import Tensor
 from diffai_dist.dtypes import DTYPES
+from diffai_dist.errors import UnknownScheme
 from diffai_dist.schemes.loops import floats
 from diffai_dist.schemes.scales import in_order
 from diffai_dist.schemes.stored import Declared, Undecodable
+from diffai_dist.storage import redact
 
 SCALES = ("F16", "BF16", "F32")
+WORD = 32  # bits of what codes and zero points of GPTQ are packed in
+
+# How zero points are stored: as they are; one less; or one less by subtracting from whole words, which borrows from the
+# next zero point where one is 0. That is how GPTQModel writes and reads v1; AutoGPTQ wraps each by itself.
+V2, V1, V1_WORDS = "v2", "v1", "v1-words"
 
 
 def sizes(tensor: Tensor, *dtypes: str) -> tuple[int, int]:
@@ -53,21 +62,39 @@ def group_size(inputs: int, groups: int, declared: Declared) -> int:
     )
 
 
-def remarks_on(bits: int, groups: int, inputs: int, declared: Declared) -> tuple[str, ...]:
-    """Where the tensors are not as declared, unless single modules are declared apart (`dynamic` of GPTQModel)."""
-    if declared.fields.get("dynamic"):
-        return ()
-    said, size = declared.number("bits", "w_bit"), declared.number("group_size", "q_group_size")
-    differ = {
-        f"other bits than are stored, {bits}": said is not None and said != bits,
-        "another group size than is stored": size is not None and not declared_group(inputs, groups, declared),
-    }
-    return tuple(f"{declared.file} declares {what}: read as stored" for what, differs in differ.items() if differs)
-
-
 def scales_of(data: np.ndarray, dtype: str, outputs: int, low: int, high: int) -> np.ndarray:
     """float32 [groups, high - low]: the scales of outputs [low, high)."""
     width = DTYPES[dtype].bits // 8
     columns = np.ascontiguousarray(data.reshape(-1, outputs * width)[:, low * width : high * width])
     scales: np.ndarray = floats(columns.reshape(-1), dtype).reshape(-1, high - low)
     return scales
+
+
+def groups_of(tensor: Tensor, parts: Sequence[np.ndarray], inputs: int, block: int, count: int) -> np.ndarray:
+    """int32 [inputs]: the row of the scales, of which there are so many, for each input."""
+    if len(parts) < 4:
+        return np.arange(inputs, dtype=np.int32) // np.int32(block)
+    groups = parts[3].view(np.int32)
+    low, high = int(groups.min()), int(groups.max())
+    if low < 0 or high >= count:
+        where, found = redact(tensor.spans[3].source.url), f"a g_idx that names group {low if low < 0 else high:,}"
+        raise UnknownScheme(where, found, expected=f"0 to {count - 1:,}", hint="Fetch or quantise it again")
+    return groups
+
+
+def zero_points(words: np.ndarray, bits: int, stored: str, low: int, high: int) -> np.ndarray:
+    """float32 [groups, high - low]: those of outputs [low, high) in uint32 [groups, words].
+
+    >>> zero_points(np.array([[0x777777F7]], np.uint32), 4, V1, 0, 3)
+    array([[8., 0., 8.]], dtype=float32)
+    >>> zero_points(np.array([[0x777777F7]], np.uint32), 4, V1_WORDS, 0, 3)
+    array([[8., 0., 9.]], dtype=float32)
+    """
+    places = np.arange(low, high, dtype=np.int64) * bits
+    # Not words[:, places], which NumPy lays out column by column: the loop over outputs took twice as long.
+    near, far = words.take(places // WORD, axis=1), words.take((places + bits - 1) // WORD, axis=1)
+    if stored == V1_WORDS:
+        near = near + np.uint32(sum(1 << place for place in range(0, WORD, bits)))  # none of them in two words
+    pairs = near.astype(np.uint64) | far.astype(np.uint64) << np.uint64(WORD)
+    codes = pairs >> (places % WORD).astype(np.uint64)
+    return (codes + np.uint64(stored == V1) & np.uint64(2**bits - 1)).astype(np.float32)

@@ -9,15 +9,13 @@ import numpy as np
 
 from diffai_dist.checkpoint import Span, Tensor
 from diffai_dist.schemes.blocks import Blocks
-from diffai_dist.schemes.declared import disagreements
-from diffai_dist.schemes.fp8 import OTHERS, POWERS
+from diffai_dist.schemes.fp8 import POWERS
 from diffai_dist.schemes.loops import Loop, table
-from diffai_dist.schemes.scales import OF_ACTIVATIONS, groups_of, in_order, refuse_undone
-from diffai_dist.schemes.stored import Finder, Found, Stored, Undecodable
+from diffai_dist.schemes.scales import groups_of, in_order, refuse_undone
+from diffai_dist.schemes.stored import Found, Stored, Undecodable
 
 GROUP = 32
 BLOCKS = Blocks("F4", "F8_E8M0", 1, GROUP, 4)
-NOT_MX = OTHERS - {"mxfp4"}
 
 
 def find_packed(prefix: str, codes: Tensor, stored: Stored) -> Found | None:
@@ -43,13 +41,13 @@ def find_stacked(name: str, codes: Tensor, stored: Stored) -> Found | None:
     if found is None:
         return None
     *stack, rows, columns = found.shape
-    return _found(name, Tensor(name, "mxfp4", (*stack, columns, rows), found.spans, Transposed(rows, columns)), stored)
+    return Found(Tensor(name, "mxfp4", (*stack, columns, rows), found.spans, Transposed(rows, columns)))
 
 
 def find_original(name: str, codes: Tensor, stored: Stored) -> Found | None:
     """The same in the folder `original/`, where the unquantised matrices are not transposed."""
     found = _grouped(name, codes, stored, f"{name}.scales")
-    return _found(name, found, stored) if found else None
+    return Found(found) if found else None
 
 
 def _grouped(name: str, codes: Tensor, stored: Stored, scales: str) -> Tensor | None:
@@ -71,11 +69,7 @@ def _weight(name: str, codes: Tensor, scale: Tensor, stored: Stored) -> Found:
     if len(shape) < 2 or not codes.elements or scale.shape != expected:
         raise Undecodable(f"its scales are {scale.dtype} {list(scale.shape)}", f"U8 {list(expected)}")
     in_order(codes, scale)
-    return _found(name, Tensor(name, "mxfp4", shape, (*codes.spans, *scale.spans), BLOCKS), stored)
-
-
-def _found(name: str, tensor: Tensor, stored: Stored) -> Found:
-    return Found(tensor, disagreements(stored.declared, name.removesuffix(".weight"), "mxfp4", NOT_MX))
+    return Found(Tensor(name, "mxfp4", shape, (*codes.spans, *scale.spans), BLOCKS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +119,3 @@ def _columns(
                     code = (codes[(row * columns + inside) >> 1] >> ((inside & 1) * 4)) & 15
                     out[place + row] = values[code] * factors[scales[(row * columns + inside) >> 5]]
         line = stop
-
-
-PACKED = Finder(
-    {".weight_packed": ".weight"},
-    frozenset({"U8"}),
-    find_packed,
-    (".weight_scale", ".weight_shape", ".weight_g_idx", *OF_ACTIVATIONS),
-)
-EXPERTS = Finder(
-    {".weight": ".weight"}, frozenset({"I8"}), find_experts, (".scale", ".weight_scale_inv", *OF_ACTIVATIONS)
-)
-STACKED = Finder({"_blocks": ""}, frozenset({"U8"}), find_stacked, ("_scales",))
-ORIGINAL = Finder({".blocks": ""}, frozenset({"U8"}), find_original, (".scales",))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from diffai_dist.checkpoint import Tensor
 from diffai_dist.schemes.blocks import Blocks
-from diffai_dist.schemes.declared import disagreements
-from diffai_dist.schemes.fp8 import OTHERS
-from diffai_dist.schemes.scales import OF_ACTIVATIONS, groups_of, in_order, refuse_undone
-from diffai_dist.schemes.stored import Finder, Found, Stored, Undecodable
+from diffai_dist.schemes.scales import groups_of, in_order, refuse_undone
+from diffai_dist.schemes.stored import Found, Stored, Undecodable
 
 GROUP = 16
 COMMON = ("F32", "F16", "BF16", "F64")
@@ -44,14 +42,4 @@ def _weight(prefix: str, codes: Tensor, scale: Tensor, common: Tensor, stored: S
     in_order(codes, scale, common)
     scheme = Blocks("F4", scale.dtype, 1, GROUP, 4, common=common.dtype, divides=divides)
     spans = (*codes.spans, *scale.spans, *common.spans)
-    remarks = disagreements(stored.declared, prefix, "nvfp4", OTHERS)
-    return Found(Tensor(f"{prefix}.weight", "nvfp4", shape, spans, scheme), remarks)
-
-
-PACKED = Finder(
-    {".weight_packed": ".weight"},
-    frozenset({"U8"}),
-    find_packed,
-    (".weight_scale", ".weight_global_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx", *OF_ACTIVATIONS),
-)
-FINDER = Finder({".weight": ".weight"}, frozenset({"U8"}), find, (".weight_scale", ".weight_scale_2", *OF_ACTIVATIONS))
+    return Found(Tensor(f"{prefix}.weight", "nvfp4", shape, spans, scheme))

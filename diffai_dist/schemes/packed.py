@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffai_dist.checkpoint import Tensor
-from diffai_dist.schemes.declared import disagreements, listed, refuse_rotated, weights
-from diffai_dist.schemes.scales import OF_ACTIVATIONS, Block, in_order, kind, power_of_two
-from diffai_dist.schemes.stored import Finder, Found, Stored, Undecodable
+from diffai_dist.schemes.declared import ZEROS_APPLIED, listed, refuse_rotated, weights
+from diffai_dist.schemes.scales import GROUP_TAKEN, Block, in_order, kind, power_of_two
+from diffai_dist.schemes.stored import Found, Stored, Undecodable
 from diffai_dist.schemes.words import Packed, packed_words
 
 FLOATS = ("BF16", "F16", "F32")
-OTHERS = frozenset({"gptq", "awq", "bitsandbytes", "fp8", "mxfp4", "hqq", "quanto", "torchao"})  # have no such weights
 MOST_GROUPS = 256  # of a config that are looked at, for each weight: published ones have one to three
 DENSE_SINCE = (0, 17)  # compressed-tensors 3f01c782: before, no code lay in two words
 
@@ -60,18 +59,9 @@ def find(prefix: str, codes: Tensor, stored: Stored) -> Found | None:
     scheme = Packed(*layout[:2], scale.dtype, *layout[2:], zero.dtype if zero else "", order is not None)
     name = f"int{layout.bits}-{kind(shape, (layout.rows, layout.columns))}"
     spans = tuple(part.spans[0] for part in parts)
-    return Found(Tensor(f"{prefix}.weight", name, shape, spans, scheme), _remarks(prefix, name, zero, declared, stored))
-
-
-def _remarks(
-    prefix: str, name: str, zero: Tensor | None, declared: _Declared | None, stored: Stored
-) -> tuple[str, ...]:
-    remarks = disagreements(stored.declared, prefix, name, OTHERS)
-    if zero and declared and declared.symmetric:
-        remarks += (f"{stored.declared.file} declares weights as symmetric that have zero points, which are applied",)
-    if declared is None and name.endswith("group"):
-        remarks += ("no group size is declared: the only power of two that fits the scales was taken",)
-    return remarks
+    otherwise = (stored.declared.file + ZEROS_APPLIED,) if zero and declared and declared.symmetric else ()
+    remarks = (GROUP_TAKEN,) if declared is None and name.endswith("group") else ()
+    return Found(Tensor(f"{prefix}.weight", name, shape, spans, scheme), remarks, otherwise)
 
 
 def _shape(codes: Tensor, told: Tensor, stored: Stored) -> tuple[int, ...]:
@@ -198,20 +188,3 @@ def _order(
     if order.dtype != "I32" or order.shape != shape[1:] or layout.rows != 1:
         raise Undecodable(f"its weight_g_idx is {order.dtype} {list(order.shape)}", f"I32 [{shape[-1]}]")
     return order
-
-
-FINDER = Finder(
-    {".weight_packed": ".weight"},
-    frozenset({"I32"}),
-    find,
-    (
-        ".weight_scale",
-        ".weight_zero_point",
-        ".weight_shape",
-        ".weight_g_idx",
-        ".scale_packed",
-        ".meta",
-        *OF_ACTIVATIONS,
-    ),
-    (".weight_shape",),
-)

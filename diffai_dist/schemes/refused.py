@@ -97,8 +97,7 @@ LAYOUTS = (
 
 def _refuse(layout: Layout, prefix: str, codes: Tensor, stored: Stored) -> Found | None:
     """Raise Undecodable if all the parts are there, or would be if their shard were."""
-    beside = [prefix + part for part in layout.beside]
-    if all(name in stored.tensors or name in stored.unreadable for name in beside):
+    if all(stored.has(stored.name(prefix + part)) for part in layout.beside):
         raise Undecodable(f"it is in the layout {layout.name}, which is not read")
     return None
 

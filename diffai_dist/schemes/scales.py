@@ -13,20 +13,8 @@ Block = tuple[int, int]
 
 TILE = 128, 128  # rows and columns where nothing is declared: what all published models have
 MX = 1, 32  # of microscaling formats, OCP v1.0
-
-# What is stored beside a weight for activations, caches and outputs: it is not compared for itself.
-OF_ACTIVATIONS = (
-    ".input_scale",
-    ".input_scale_ub",
-    ".input_zero_point",
-    ".input_global_scale",
-    ".activation_scale",
-    ".output_scale",
-    ".output_zero_point",
-    ".k_scale",
-    ".v_scale",
-    ".pre_quant_scale",  # refused where it lies beside codes, see refuse_undone
-)
+OR_PLAINLY = ".scale"  # what scales are called, too
+GROUP_TAKEN = "no group size is declared: the only power of two that fits the scales was taken"
 
 
 def in_order(*parts: Tensor) -> None:
@@ -34,6 +22,24 @@ def in_order(*parts: Tensor) -> None:
     for part in parts:
         if part.scheme or len(part.spans) != 1 or part.nbytes * 8 != part.elements * part.decoder.bits:
             raise Undecodable(f"its part {part.name.rpartition('.')[2]} is stored transposed or in pieces")
+
+
+def scale_beside(prefix: str, endings: Sequence[str], stored: Stored) -> Tensor | None:
+    """The scales of a module's weight; Undecodable where several tensors may be them.
+
+    A `.scale` is a parameter of the module for itself where one of the others is there.
+    """
+    scale = stored.part(*(prefix + ending for ending in (*endings, OR_PLAINLY)))
+    if several := [one for one in endings if stored.name(prefix + one) in stored.tensors][1:]:
+        beside = scale.name.rpartition(".")[2] if scale else ""
+        raise Undecodable(f"{', '.join(several)} lie beside its {beside}", "one of them")
+    return scale
+
+
+def no_scale(endings: Sequence[str], declared: Declared) -> Undecodable:
+    """What is wrong with codes that are declared, without any of the scales that would do."""
+    names = " or ".join(ending.removeprefix(".") for ending in (*endings, OR_PLAINLY))
+    return Undecodable(f"its {names} is missing, and {declared.file} declares it as quantised")
 
 
 def refuse_undone(prefix: str, stored: Stored) -> None:
@@ -52,13 +58,14 @@ def block_of(shape: Sequence[int], scale: Tensor, declared: Declared, usual: Ite
     never derived by division: 448 rows over 4 scales are 3.5 tiles of 128, not 4 of 112. Raises Undecodable where no
     block fits, or several do.
     """
-    *stack, height, width = (1, *shape) if len(shape) == 1 else shape
+    *stack, height, width = (*(1,) * (2 - len(shape)), *shape)
+    tall, wide = max(height, 1), max(width, 1)  # blocks of an empty weight are not empty
     if scale.elements == 1:
-        return math.prod(stack) * height, width
+        return math.prod(filter(None, stack)) * tall, wide
     known = blocks(declared)
-    for tried in ([(height, width), (1, width)], known or usual):
+    for tried in ([(tall, wide), (1, wide)], known or usual):
         fitting = {
-            (min(rows, height), min(columns, width))
+            (min(rows, tall), min(columns, wide))
             for rows, columns in tried
             if _trimmed(scale.shape) == _trimmed((*stack, -(-height // rows), -(-width // columns)))
         }
@@ -67,10 +74,9 @@ def block_of(shape: Sequence[int], scale: Tensor, declared: Declared, usual: Ite
             raise Undecodable(f"its scales fit blocks of {choice}, which are both declared")
         if fitting:
             return fitting.pop()
-    raise Undecodable(
-        f"its scales have shape {list(scale.shape)}",
-        " or ".join(str(list(one)) for one in _shapes(stack, height, width, [(1, width), *(known or usual)])),
-    )
+    shapes = " or ".join(str(list(one)) for one in _shapes(stack, height, width, [(1, wide), *(known or usual)]))
+    meant = f", as {'x'.join(map(str, known[0]))} is declared" if len(known) == 1 else ""
+    raise Undecodable(f"its scales have shape {list(scale.shape)}", shapes + meant)
 
 
 def power_of_two(shape: Sequence[int], scale: Tensor) -> Block | None:
@@ -97,11 +103,11 @@ def groups_of(shape: Sequence[int], size: int) -> tuple[int, ...]:
 
 def kind(shape: Sequence[int], block: Block) -> str:
     """What a block is called: tensor, channel, group or block."""
-    height, width = shape[-2:] if len(shape) > 1 else (1, shape[-1])
-    if block[0] >= height and block[1] == width:
+    height, width = (1, 1, *shape)[-2:]
+    if block[0] >= height and block[1] >= width:
         return "tensor"
     if block[0] == 1:
-        return "channel" if block[1] == width else "group"
+        return "channel" if block[1] >= width else "group"
     return "block"
 
 

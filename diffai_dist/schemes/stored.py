@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,7 @@ class Declared:
     method: str = ""  # quant_method in lower case: gptq, fp8, compressed-tensors; "" where nothing is declared
     fields: Mapping[str, Any] = field(default_factory=dict)
     file: str = ""  # its name, for messages
+    model: str = ""  # model_type of the config.json beside it: gpt2
 
     def number(self, *keys: str) -> int | None:
         """The first of these fields that is an integer; a text or a float is none."""
@@ -48,9 +50,17 @@ class Stored:
     content: Mapping[str, bytes] = field(default_factory=dict)  # of the tensors that a finder asked for, or its head
     declared: Declared = field(default_factory=Declared)
 
+    def name(self, name: str) -> str:
+        """Under which name a part is stored: those of a module that has none begin with no dot."""
+        return name if self.has(name) else name.removeprefix(".")
+
+    def has(self, name: str) -> bool:
+        """Whether a tensor of exactly that name should be there, be it readable or not."""
+        return name in self.tensors or name in self.unreadable
+
     def part(self, *names: str) -> Tensor | None:
         """The first of these that is there; PartLost where one should be and cannot be read."""
-        for name in names:
+        for name in map(self.name, names):
             if name in self.unreadable:
                 raise PartLost(self.unreadable[name])
             if name in self.tensors:
@@ -67,10 +77,25 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One logical tensor, and what is odd about how it is stored."""
+    """One logical tensor; what nobody declares of it and was settled by its parts, and what is declared otherwise."""
 
     tensor: Tensor
     remarks: tuple[str, ...] = ()
+    otherwise: tuple[str, ...] = ()
+
+
+Find = Callable[[str, Tensor, Stored], Found | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """A function of this package, `module:function`, whose module is imported when the function is called."""
+
+    name: str
+
+    def __call__(self, prefix: str, codes: Tensor, stored: Stored) -> Found | None:
+        find: Find = pkgutil.resolve_name(f"{__package__}.{self.name}")
+        return find(prefix, codes, stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +111,7 @@ class Finder:
 
     suffixes: Mapping[str, str]
     dtypes: frozenset[str]
-    find: Callable[[str, Tensor, Stored], Found | None]
+    find: Find
     parts: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
@@ -96,8 +121,13 @@ class Finder:
         return self.of_name(tensor.name) if tensor.dtype in self.dtypes else None
 
     def of_name(self, name: str) -> tuple[str, str] | None:
-        """The same of codes that cannot be read, whose dtype nobody knows."""
+        """The same of codes that cannot be read, whose dtype nobody knows.
+
+        The prefix is empty, too, where a module has no name, and its tensors are `weight` and `weight_scale`.
+        """
         for suffix, ending in self.suffixes.items():
+            if f".{name}" == suffix:
+                return "", ending.removeprefix(".")
             if name.endswith(suffix):
                 prefix = name.removesuffix(suffix)
                 return prefix, prefix + ending

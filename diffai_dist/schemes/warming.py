@@ -12,7 +12,9 @@ from diffai_dist.schemes.blocks import Blocks
 from diffai_dist.schemes.bnb4 import FourBit
 from diffai_dist.schemes.bnb8 import EightBit
 from diffai_dist.schemes.ggml import BLOCKS, Ggml, lacks_package
-from diffai_dist.schemes.gptq import V2, Gptq
+from diffai_dist.schemes.gptq import Gptq
+from diffai_dist.schemes.gptq_rows import GptqRows
+from diffai_dist.schemes.grouped import V2
 from diffai_dist.schemes.mxfp4 import Transposed
 from diffai_dist.schemes.words import Packed
 from diffai_dist.storage import Source
@@ -22,6 +24,7 @@ EXAMPLES: tuple[tuple[Scheme, tuple[int, ...]], ...] = (
     (Blocks("F8_E4M3", "F32", 1, 32, 8), (256, 32)),
     (Blocks("F4", "F8_E8M0", 1, 32, 4), (128, 8)),
     (Gptq(4, 32, "F16", V2), (128, 4, 16)),
+    (GptqRows(4, 32, "F16", V2), (128, 16, 64)),
     (Awq(32, "F16"), (128, 4, 16)),
     (Packed(4, True, "F32", 1, 32), (128, 32)),
     (Packed(4, True, "F32", 1, 32, ordered=True), (128, 32, 128)),
