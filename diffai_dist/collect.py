@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 
 import numpy as np
@@ -89,35 +90,37 @@ class Collector:
         self._sides = np.array(sides, np.int64).reshape(-1, 2).T
 
     def add(self, unit: Unit, rows: Rows, failures: Iterable[tuple[int, int, Failure]] = ()) -> int:
-        """Take what a unit gave; how many lanes it completes."""
+        """Take what a unit gave; how many tensors it completes."""
         for failed, member, failure in failures:
-            self.failures.setdefault((self.plan.lanes[unit.subtrees[failed].lane].tensor, member), failure)
+            for place in self.plan.lanes[unit.subtrees[failed].lane].places:
+                self.failures.setdefault((place, member), failure)
         lanes = [self.plan.lanes[subtree.lane] for subtree in unit.subtrees]
         whole = [index for index, lane in enumerate(lanes) if lane.nodes == 1]
         self._settle([lanes[index] for index in whole], rows[whole])
-        done = len(whole)
+        done = sum(len(lanes[index].places) for index in whole)
         for index, subtree in enumerate(unit.subtrees):
             if lanes[index].nodes > 1:
                 nodes = self.waiting.setdefault(subtree.lane, {})
                 nodes[subtree.node] = rows[[index]]
                 if len(nodes) == lanes[index].nodes:
                     self._settle([lanes[index]], merged(self.waiting.pop(subtree.lane)))
-                    done += 1
+                    done += len(lanes[index].places)
         return done
 
     def _settle(self, lanes: Sequence[Lane], rows: Rows) -> None:
         """Write finished rows; a member of another shape has a lane of its own, so only what was counted is written."""
-        places = np.array([lane.tensor for lane in lanes], np.int64)
+        each = [(index, place) for index, lane in enumerate(lanes) for place in lane.places]
+        rows, lanes = rows[[index for index, _ in each]], [lanes[index] for index, _ in each]
+        places = np.array([place for _, place in each], np.int64)
         for table, found in ((self.moments, rows.moments), (self.shifts, rows.shifts)):
             row, column = np.nonzero(found["count"])
             table[places[row], column] = found[row, column]
         if self.grams is not None and rows.grams is not None:
             np.add.at(self.grams, places, rows.grams)  # lanes of one tensor fill different places
         if self.plan.comparison.details and lanes:
-            self._settle_details(lanes, rows)
+            self._settle_details(lanes, places, rows)
 
-    def _settle_details(self, lanes: Sequence[Lane], rows: Rows) -> None:
-        places = np.array([lane.tensor for lane in lanes], np.int64)
+    def _settle_details(self, lanes: Sequence[Lane], places: np.ndarray, rows: Rows) -> None:
         there = np.array([[tensor is not None for tensor in lane.tensors] for lane in lanes], bool)
         real = np.array([[tensor is not None and is_real(tensor) for tensor in one.tensors] for one in lanes], bool)
         paired = np.array([lane.pairs for lane in lanes], bool)[:, None]
@@ -137,16 +140,16 @@ class Collector:
             for at in np.flatnonzero(rows.bins.any(axis=1)).tolist():
                 for member, one in enumerate(split(rows, at)):
                     if real[at, member] and len(one):
-                        self.histograms[lanes[at].tensor, member] = one.copy()
+                        self.histograms[int(places[at]), member] = one.copy()
 
     def measurements(self) -> Measurements:
         """All that was measured; call it once every unit was added. An element that was not counted is a bug."""
         counts = self.moments["count"].tolist()
         for lane in self.plan.lanes:
-            for member, tensor in enumerate(lane.tensors):
-                counted = counts[lane.tensor][member]
-                if tensor and counted != tensor.elements and (lane.tensor, member) not in self.failures:
-                    name = self.plan.comparison.aligned[lane.tensor].name
+            for place, (member, tensor) in itertools.product(lane.places, enumerate(lane.tensors)):
+                counted = counts[place][member]
+                if tensor and counted != tensor.elements and (place, member) not in self.failures:
+                    name = self.plan.comparison.aligned[place].name
                     raise AssertionError(f"tensor {name!r}: {counted} of {tensor.elements} elements were measured")
         return Measurements(self.plan.comparison, self.moments, self.shifts, self.failures, self.grams, self._details())
 

@@ -186,7 +186,7 @@ def _read(document: Mapping[str, Any]) -> str:
 
 def _stored_lines(document: Mapping[str, Any]) -> Iterator[str]:
     if document["shared_bytes"]:
-        yield f"  shared     {size(document['shared_bytes'])} of equal objects, not read again\n"
+        yield f"  shared     {size(document['shared_bytes'])} more are the same bytes, not read again\n"
     stored = document.get("stored", {})
     if any(stored.values()):
         units = f", {count(stored['units'], 'unit')} of this run" if stored["units"] else ""

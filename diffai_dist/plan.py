@@ -49,10 +49,10 @@ class Lane:
     `pairs` and `gram` say what is measured beside the members themselves: elements pair by pair, products of the group.
     """
 
-    tensor: int  # index into comparison.aligned
+    places: tuple[int, ...]  # indices into comparison.aligned: of several that are the same bytes in all members, ties
     tensors: tuple[Tensor | None, ...]
     shape: tuple[int, ...]
-    nbytes: int  # to be read; a range that members share counts once
+    nbytes: int  # to be read; a range that members or places share counts once
     shared: int  # bytes that need not be read again for that reason
     level: int  # a subtree covers 2**level leaves
     nodes: int  # how many subtrees that makes
@@ -139,7 +139,7 @@ class Plan:
         """Bytes of memory that a process with so many threads needs at most, results aside."""
         comparison = self.comparison
         results = len(comparison.aligned) * _row_bytes(comparison, True, comparison.anchor is not None)
-        tables = sum(table_bytes(comparison, lane.height, lane.width) for lane in self.lanes)
+        tables = sum(len(lane.places) * table_bytes(comparison, lane.height, lane.width) for lane in self.lanes)
         widest = max(
             (lane.width * min(lane.nodes and 2**lane.level, self.unit_bytes) for lane in self.lanes), default=0
         )
@@ -189,16 +189,17 @@ def _row_bytes(comparison: Comparison, pairs: bool, gram: bool) -> int:
 
 def make_plan(comparison: Comparison, profile: Profile, unit_bytes: int | None = None) -> Plan:
     """Cut a comparison into units of about `unit_bytes` bytes over all members, by default fit for its size."""
-    groups = [
-        (index, group) for index, one in enumerate(comparison.aligned) for group in _groups(one, comparison.pairs)
-    ]
-    groups.sort(key=lambda item: _place(item[1]))
-    total = sum(tensor.nbytes for _, group in groups for tensor in group if tensor)
+    places: dict[tuple[Tensor | None, ...], list[int]] = {}
+    for index, one in enumerate(comparison.aligned):
+        for group in _groups(one, comparison.pairs):
+            places.setdefault(group, []).append(index)
+    groups = sorted(places, key=_place)
+    total = sum(tensor.nbytes for group in groups for tensor in group if tensor)
     unit_bytes = unit_bytes or min(max(total // UNITS_PER_RUN, SMALLEST_UNIT), LARGEST_UNIT)
     remote = any(is_remote(source.url) for member in comparison.members for source in member.sources)
     # A block of every member must fit, be there ever so many of them.
     arena = max(REMOTE_ARENA if remote else LOCAL_ARENA, len(comparison.members) * ROOM)
-    lanes = tuple(_lane(comparison, index, group, unit_bytes) for index, group in groups)
+    lanes = tuple(_lane(comparison, places[group], group, unit_bytes) for group in groups)
     return Plan(comparison, lanes, unit_bytes, arena, profile)
 
 
@@ -232,11 +233,12 @@ def _place(group: tuple[Tensor | None, ...]) -> tuple[int, str, int]:
     return member, tensor.spans[0].source.url, tensor.spans[0].start
 
 
-def _lane(comparison: Comparison, index: int, group: tuple[Tensor | None, ...], unit_bytes: int) -> Lane:
+def _lane(comparison: Comparison, places: Iterable[int], group: tuple[Tensor | None, ...], unit_bytes: int) -> Lane:
     present = [tensor for tensor in group if tensor]
     shape, leaves = present[0].shape, leaf_count(present[0].shape)
     nbytes = sum(span.stop - span.start for span in {span for tensor in present for span in tensor.spans})
-    shared = sum(tensor.nbytes for tensor in present) - nbytes
+    places = tuple(places)
+    shared = sum(tensor.nbytes for tensor in present) * len(places) - nbytes
     # The largest subtree that fits a unit; at least one leaf, which is the grid's and not ours to cut.
     level = max(0, (unit_bytes * leaves // nbytes).bit_length() - 1) if nbytes else 0
     if any(one.scheme and one.scheme.whole for one in present):
@@ -246,7 +248,7 @@ def _lane(comparison: Comparison, index: int, group: tuple[Tensor | None, ...], 
     nodes = -(-leaves // 2**level)
     row, width = _table(comparison, present)
     return Lane(
-        index, group, shape, nbytes, shared, level, nodes, comparison.elementwise or not gram, gram,
+        places, group, shape, nbytes, shared, level, nodes, comparison.elementwise or not gram, gram,
         present[0].elements // row if row else 0, width,
     )  # fmt: skip
 

@@ -170,7 +170,7 @@ def test_what_failed_tells_nothing(pair: tuple[Path, Path], tmp_path: Path, whol
     for index, unit in enumerate(plan.units()):
         outcome = measure(unit)
         problems = tuple((0, 1, failure()) for _ in range(index == 1))
-        failed |= {(plan.lanes[unit.subtrees[0].lane].tensor, 1) for _ in problems}
+        failed |= {(place, 1) for place in plan.lanes[unit.subtrees[0].lane].places for _ in problems}
         collector.add(unit, outcome.rows, problems)
     found = collector.measurements().details
     ((tensor, member),) = failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -25,7 +26,7 @@ from diffai_dist.execute import Outcome, measure
 from diffai_dist.formats import open_checkpoint
 from diffai_dist.judging import tensor_records
 from diffai_dist.opening import pair_of
-from diffai_dist.partials import BLOCK
+from diffai_dist.partials import BLOCK, DETAILS
 from diffai_dist.plan import Plan, Unit, make_plan
 from diffai_dist.records import Measurements
 from diffai_dist.report import RENDERERS, View
@@ -122,6 +123,58 @@ def test_a_member_against_itself_is_read_once(pair: tuple[Path, Path]) -> None:
     nbytes = sum(tensor.nbytes for tensor in member.tensors.values())
     assert storage.traffic().bytes - before == nbytes == plan.nbytes == plan.shared_bytes
     assert {record.status for record in tensor_records(measured, 0)} == {"identical"}
+
+
+def with_ties(member: Checkpoint) -> Checkpoint:
+    """The checkpoint with each tensor under a second name, as where a file of torch.save has tied weights."""
+    again = {f"tied.{name}": dataclasses.replace(one, name=f"tied.{name}") for name, one in member.tensors.items()}
+    return dataclasses.replace(member, tensors={**member.tensors, **again})
+
+
+@pytest.mark.parametrize("unit_bytes", [300_000, 2**30])
+def test_tied_tensors_are_read_once_and_measured_alike(pair: tuple[Path, Path], unit_bytes: int) -> None:
+    members = [with_ties(open_checkpoint(str(path), Profile())) for path in pair]
+    comparison = dataclasses.replace(compare_members(members, [Pair(0, 1)]), anchor=0, elementwise=True)
+    comparison = dataclasses.replace(comparison, details=DETAILS)
+    plan = make_plan(comparison, Profile(), unit_bytes)
+    before = storage.traffic().bytes
+    measured = collected(plan)
+    once = sum(tensor.nbytes for member in members for tensor in member.tensors.values()) // 2
+    assert storage.traffic().bytes - before == once == plan.nbytes == plan.shared_bytes
+    place = {one.name: index for index, one in enumerate(comparison.aligned)}
+    ties = [(place[name], place[f"tied.{name}"]) for name in place if f"tied.{name}" in place]
+    assert len(ties) * 2 == len(place)
+    found = measured.details
+    for name in ("moments", "shifts", "grams"):
+        table = getattr(measured, name)
+        assert all(table[one].tobytes() == table[other].tobytes() for one, other in ties), name
+    assert found.content is not None
+    assert all(found.content[one].tobytes() == found.content[other].tobytes() for one, other in ties)
+    for tables in (found.rows, found.row_shifts, found.columns, found.column_shifts, found.histograms):
+        assert len(tables) % 2 == 0 < len(tables)
+        for tensor, column in tables:
+            other = next(b if tensor == a else a for a, b in ties if tensor in (a, b))
+            assert tables[tensor, column].tobytes() == tables[other, column].tobytes()
+    records = {record.name: record for record in tensor_records(measured, 0)}
+    alone = tensor_records(collected(make_plan(compare_members(map(untied, members), [Pair(0, 1)]), Profile())), 0)
+    for record in alone:
+        assert dataclasses.replace(records[f"tied.{record.name}"], name=record.name) == records[record.name] == record
+
+
+def untied(member: Checkpoint) -> Checkpoint:
+    tensors = {name: one for name, one in member.tensors.items() if not name.startswith("tied.")}
+    return dataclasses.replace(member, tensors=tensors)
+
+
+def test_an_object_that_is_gone_fails_all_ties(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    paths = [models.write(tmp_path / f"{side}.safetensors", models.model()) for side in "ab"]
+    members = [with_ties(open_checkpoint(str(path), Profile())) for path in paths]
+    paths[1].unlink()
+    measured = collected(make_plan(compare_members(members, [Pair(0, 1)]), Profile()))
+    records = {record.name: record for record in tensor_records(measured, 0)}
+    for name in models.model():
+        failed = records[name].status == "failed"
+        assert failed == (records[f"tied.{name}"].status == "failed") == (members[0].tensors[name].elements > 0)
 
 
 def test_small_tensors_share_requests(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ class Bar:
             return None
         from diffai_dist.terminal import Progress
 
-        tensors, members = sum(lane.nodes > 0 for lane in plan.lanes), len(plan.comparison.members)
+        tensors, members = sum(len(lane.places) for lane in plan.lanes if lane.nodes), len(plan.comparison.members)
         self.progress = Progress(plan.nbytes, tensors, True, sys.stderr, checkpoints=members).__enter__()
         advance: OnProgress = self.progress.advance
         return advance
