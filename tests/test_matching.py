@@ -481,6 +481,29 @@ def test_the_half_swap_of_rotary_embeddings_is_named(heads: int, dtype: Any) -> 
     assert [row["detail"] for row in back.result["rearranged"]] == [f"rotary halves to pairs, {size} rows a head"] * 2
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("heads", [1, 4])
+def test_a_half_swap_is_named_behind_rounding(heads: int, bits: int) -> None:
+    """As where llama.cpp's order was not undone before weights were quantised."""
+    w = noise(64, 128)
+
+    def rounded(values: np.ndarray) -> np.ndarray:
+        step = 2 * abs(values).reshape(64, -1, 32).max(axis=2).repeat(32, axis=1) / (2**bits - 1)
+        return ((np.floor(values / step) + 0.5) * step).astype(np.float32)
+
+    size = 64 // heads
+    for before, after, how in (
+        (w, rounded(halves(w, heads)), "pairs to halves"),
+        (halves(w, heads), rounded(w), "halves to pairs"),
+    ):
+        record = asked({"q": before}, {"q": after})
+        assert rules(record) == [("permuted-rows", "medium", "q")]
+        assert [row["detail"] for row in record.result["rearranged"]] == [f"rotary {how}, {size} rows a head"]
+        assert record.findings[0].value >= 0.9
+    assert rules(asked({"q": w}, {"q": rounded(w)})) == []
+    assert rules(asked({"q": w}, {"q": noise(64, 128, seed=9)})) == []
+
+
 def test_no_half_swap_is_named_where_none_fits() -> None:
     rows = details_of([{"w": noise(12, 5)}, {"w": noise(12, 5)[::-1].copy()}], [(0, 1)], ["w"]).rows
     assert half_swap(rows[0, 0], rows[0, 1], 1e-9) is None

@@ -51,8 +51,9 @@ class TensorMatching:
     one are left alone and told. All other analyses see what was matched. Then values are asked, of tensors of 16
     elements at least: rows' squares that are the columns' squares of the other side show a transpose; equal rows in
     another order a permutation; equal bits, crosswise, an exchange, and under a name of the other side alone another
-    name. Behind a change of dtype only transposes are looked for, in matrices of 16 rows and columns at least, within
-    what rounding may do to Σx². That neurons were permuted together with what reads them is not looked for.
+    name. Behind rounding only two are looked for, from 16 rows on: transposes, within what it may do to Σx², and rows
+    in the order of the other layout of rotary embeddings, by the correlation of their sums. That neurons were permuted
+    together with what reads them is not looked for.
     """
 
     name: ClassVar[str] = "tensor_matching"
@@ -87,7 +88,8 @@ class TensorMatching:
         "transposed": "Σx² of every row is that of the column of the other side, and the other way round, within"
         " `tolerance` (of floats of p bits against others 2^(1-p) more), and of its rows it is not (by four times"
         " that): high; of matrices that are not square, whose shapes say so: low",
-        "permuted-rows": "the same rows by Σx², Σx and max|x|, within `tolerance`, in another order: medium",
+        "permuted-rows": "the same rows by Σx², Σx and max|x|, within `tolerance`, in another order, or rounded ones by"
+        " Σx in that of the other layout of rotary embeddings: medium",
         "swapped": "two or more tensors of one shape hold each other's bits: high",
         "moved": "a tensor that changed holds the bits that another one held, which changed, too: low",
     }
@@ -154,7 +156,15 @@ class TensorMatching:
 
     def _rearranged(self, measured: Measurements, pair: Pair, i: int, found: _Evidence) -> Iterator[_Case]:
         """What rows and columns of one tensor show."""
-        from diffai_dist.analyses.rearranged import FEWEST, differ, half_swap, is_transpose, permuted
+        from diffai_dist.analyses.rearranged import (
+            ALIKE,
+            FEWEST,
+            differ,
+            half_swap,
+            is_transpose,
+            permuted,
+            rounded_half_swap,
+        )
 
         aligned, details = measured.comparison.aligned[i], measured.details
         keys = (i, pair.baseline), (i, pair.candidate)
@@ -174,6 +184,9 @@ class TensorMatching:
         if equal and many and (apart := permuted(a, b)) <= self.tolerance and differ(a, b) > self.tolerance:
             told = finding(self, "permuted-rows", "medium", aligned.name, apart, "tolerance")
             yield _Case(aligned.name, "permuted rows", half_swap(a, b, self.tolerance), told)
+        elif equal and len(shapes[0]) > 1 and (swapped := rounded_half_swap(a, b)):
+            told = Finding("permuted-rows", "medium", aligned.name, swapped[0], ALIKE, _SUMS)
+            yield _Case(aligned.name, "permuted rows", swapped[1], told)
 
     def _transposed(self, details: Details, keys: Keys, name: str, sides: Sequence[Tensor]) -> Finding | None:
         from diffai_dist.analyses.rearranged import FEWEST_ROUNDED, furthest, rounding, transposed
@@ -205,6 +218,7 @@ def _exchanged(measured: Measurements, pair: Pair, changed: Sequence[int], names
     yield from (_bits("moved", "low", names[i], names[j]) for i, j in moved.items() if i not in closed)
 
 
+_SUMS = "derived: correlation of sums of rows, in the order of the other layout of rotary embeddings"
 _SIDES = {"added": "candidate", "removed": "baseline"}
 
 
