@@ -329,6 +329,44 @@ def test_an_optimizer_ahead_of_weights_that_were_not_compared_is_possible() -> N
     assert rules == {"first": ("possible-optimizer-ahead", "medium"), "all": ("optimizer-ahead", "critical")}
 
 
+@pytest.mark.parametrize("pairs", ["consecutive", "first", "all"])
+def test_exports_of_one_model_hold_nothing_stale(pairs: str) -> None:
+    """F32, then F64 with codes of its own, then F32 of other weights beside the same norm, with F64 codes again."""
+    norm, first, other = whole_numbers(0), whole_numbers(1), whole_numbers(2)
+    wide = [values.astype(np.float64) for values in (norm, first, other)]
+    exports = [
+        {"a.norm": norm, "b.w": first, "b.v": other},
+        {"a.norm": wide[0], "b.w": wide[1] + 0.25, "b.v": wide[2]},
+        {"a.norm": norm, "b.w": wide[1] + 0.5, "b.v": other},
+        {"a.norm": wide[0], "b.w": wide[1] + 0.5, "b.v": wide[2]},
+    ]
+    answer = StalenessCheck()(series_of(exports, pairs=pairs))
+    assert (answer.findings, answer.result["stale"]) == ((), 0)
+    trained = [
+        *exports,
+        {"a.norm": norm + 1, "b.w": wide[1], "b.v": other + 1},
+        {"a.norm": norm, "b.w": wide[1] - 1, "b.v": other - 1},
+    ]
+    stale = StalenessCheck()(series_of(trained, pairs="all")).result["stale_tensors"]
+    assert [(one["tensor"], one["checkpoint"], one["equal_to"]) for one in stale] == [
+        ("a.norm", "step-000600", "step-000300"),
+    ]
+
+
+@pytest.mark.parametrize(("pairs", "proven"), [("all", True), ("first", False)])
+def test_one_model_in_two_formats_is_no_alarm(pairs: str, proven: bool) -> None:
+    found = series_of([{"b.w": whole_numbers(seed)} for seed in (0, 1, 1)], pairs=pairs)
+    rule, level = ("duplicate-checkpoint", "critical") if proven else ("possible-duplicate", "medium")
+    assert told(StalenessCheck()(found).findings) == [(rule, level, None, "step-000200", "step-000300")]
+    comparison = found.measured.comparison
+    members = (*comparison.members[:2], dataclasses.replace(comparison.members[2], format="torch"))
+    measured = dataclasses.replace(found.measured, comparison=dataclasses.replace(comparison, members=members))
+    answer = StalenessCheck()(dataclasses.replace(found, measured=measured))
+    assert told(answer.findings) == [(rule, "info", None, "step-000200", "step-000300")]
+    assert answer.findings[0].source.startswith("one model as safetensors and as torch: ")
+    assert answer.findings[0].value == (whole_numbers(0).nbytes if proven else None)
+
+
 @pytest.mark.parametrize("link", ["hard", "symbolic", "folder"])
 def test_an_object_that_another_checkpoint_has_is_not_freed(link: str, tmp_path: Path) -> None:
     """The third is a copy of the first, and the fourth a link to that: with the fourth, nothing frees the copy."""

@@ -64,7 +64,7 @@ class Sameness:
                     members.setdefault(first, []).append(member)
             looks: dict[Hashable, list[int]] = {}
             for first, own in members.items():
-                firsts = looks.setdefault((self._kinds[tensor, first], self._statistics[tensor, first]), [])
+                firsts = looks.setdefault((self.kinds[tensor, first], self._statistics[tensor, first]), [])
                 others = firsts if self.decoded[tensor, first] else []
                 same = next((other for other in others if self._may_be_same(tensor, members[other], own)), None)
                 if same is None:
@@ -78,7 +78,7 @@ class Sameness:
     def _looks_alike(self) -> np.ndarray:
         """Which tensors have two classes of equal bits, known by their first members, of one kind and statistics."""
         places = np.arange(self.read.shape[1])
-        looks = np.where(self.equal == places, len(places) * self._kinds + self._statistics, -1 - places)
+        looks = np.where(self.equal == places, len(places) * self.kinds + self._statistics, -1 - places)
         looks.sort(axis=1)
         found: np.ndarray = (looks[:, 1:] == looks[:, :-1]).any(axis=1)
         return found
@@ -109,7 +109,7 @@ class Sameness:
             rows = self.measured.shifts[:, pair]
             compared = rows["count"] == self.sizes[:, i]
             found[compared] = np.where(rows["bits"][compared] == 0, SAME, DIFFERENT)
-        found[self._kinds[:, i] != self._kinds[:, j]] = DIFFERENT
+        found[self.kinds[:, i] != self.kinds[:, j]] = DIFFERENT
         found[self._statistics[:, i] != self._statistics[:, j]] = DIFFERENT
         found[self._places[:, i] == self._places[:, j]] = SAME
         found[~(self.read[:, i] & self.read[:, j])] = UNKNOWN
@@ -124,7 +124,8 @@ class Sameness:
         return {pair: index for index, pair in enumerate(self.measured.comparison.pairs)}
 
     @cached_property
-    def _kinds(self) -> np.ndarray:
+    def kinds(self) -> np.ndarray:
+        """For each tensor and member the first member that holds it with that dtype, shape and bytes."""
         aligned = self.measured.comparison.aligned
         rows = ([one and (one.dtype, one.shape, one.nbytes) for one in a.tensors] for a in aligned)
         return _labels(rows, self.read.shape[1])

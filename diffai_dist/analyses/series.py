@@ -182,6 +182,26 @@ class Series:
         """Those of them whose bits are known to be equal."""
         return self._one_class(self.equal)
 
+    @cached_property
+    def still(self) -> np.ndarray:
+        """Which tensors of which members are the same in all others that hold them with that dtype and shape.
+
+        As in exports of one model: a norm that some hold in BF16 and others in F32 did not change for that.
+        """
+        classes, kinds, members = self.alike, self.sameness.kinds, len(self.members)
+        cells = np.arange(len(classes))[:, None], kinds
+        first, moved = np.full(classes.shape, members), np.zeros(classes.shape, bool)
+        np.minimum.at(first, cells, np.where(classes >= 0, classes, members))
+        np.logical_or.at(moved, cells, (classes >= 0) & (classes != first[cells]))
+        found: np.ndarray = ~moved[cells]
+        return found
+
+    def moved_on(self, i: int, j: int) -> bool:
+        """Whether any tensor that two members hold with one dtype and shape is another one in the later."""
+        classes, kinds = self.alike[:, [i, j]], self.sameness.kinds
+        other = (classes >= 0).all(axis=1) & (classes[:, 0] != classes[:, 1])
+        return bool((other & (kinds[:, i] == kinds[:, j])).any())
+
     def _one_class(self, every: np.ndarray) -> np.ndarray:
         classes = every[:, self.distinct]
         there, last = classes >= 0, classes.max(axis=1, initial=ABSENT, keepdims=True)

@@ -50,10 +50,11 @@ class StalenessCheck:
 
     What explains more is told first, and what it explains is not told again: a checkpoint that equals an earlier one,
     an optimizer that advances without its weights, an object (of several) none of whose tensors is new, single tensors.
-    A tensor that never changes is frozen, not stale. A finding about an object has no tensor, and its URL as value.
-    The same are equal bits: those of one object, as compared in a pair or in the Gram, or as follows from these. Where
-    the bits of two members were not compared, but dtype, shape and all statistics are equal to the last bit, the rule
-    says `possible`, and its source how to know.
+    A tensor that never changes is frozen, not stale; one that changes with its dtype alone is neither, and where no
+    other tensor of one dtype changed nothing is stale: so do exports of one model differ. A finding about an object has
+    no tensor, and its URL as value. The same are equal bits: those of one object, as compared in a pair or in the Gram,
+    or as follows from these. Where the bits of two members were not compared, but dtype, shape and all statistics are
+    equal to the last bit, the rule says `possible`, and its source how to know.
     """
 
     name: ClassVar[str] = "staleness_check"
@@ -76,8 +77,9 @@ class StalenessCheck:
     }
     rules: ClassVar[Mapping[str, str]] = {
         "duplicate-checkpoint": "a checkpoint holds the bits of an earlier one: critical; info where deleting it"
-        " frees nothing",
-        "possible-duplicate": "all statistics of a checkpoint are those of an earlier one, bits not compared: medium",
+        " frees nothing, or it is one model in two formats",
+        "possible-duplicate": "all statistics of a checkpoint are those of an earlier one, bits not compared: medium;"
+        " info of one model in two formats",
         "optimizer-ahead": "states of the optimizer moved and no weight did: critical",
         "possible-optimizer-ahead": "the same, told by statistics: medium",
         "stale-object": "one of several objects holds no tensor that is new, not all of them frozen: critical",
@@ -202,7 +204,7 @@ def _stale_objects(series: Series, member: int) -> Iterator[Repeat]:
     """Objects of a sharded checkpoint all of whose tensors stand in one earlier member, not all of them frozen."""
     objects = _objects(series, member)
     for url, tensors in objects.items():
-        if len(objects) < 2 or series.frozen[tensors].all():
+        if len(objects) < 2 or series.still[tensors, member].all():
             continue
         source = _latest_equal(series, tensors, member)
         if source is not None and _told(series, tensors, source, member):
@@ -230,7 +232,10 @@ def _latest_equal(series: Series, tensors: Sequence[int], member: int) -> int | 
 
 
 def _told(series: Series, tensors: Sequence[int], source: int, member: int) -> bool:
-    """Whether it is no accident: neighbours that are equal, or enough elements to come back by chance."""
+    """Whether others moved on, and it is no accident: neighbours that are equal, or elements enough not to come back
+    by chance."""
+    if not series.moved_on(source, member):
+        return False
     between = [one for one in series.distinct if source < one < member]
     return not between or int(series.sizes[list(tensors), member].sum()) >= _TELLING
 
@@ -238,7 +243,7 @@ def _told(series: Series, tensors: Sequence[int], source: int, member: int) -> b
 def _stale_tensors(series: Series, members: Iterable[int], shards: Sequence[Repeat]) -> Iterator[Repeat]:
     explained = {(tensor, one.member) for one in shards for tensor in one.tensors}
     for member in members:
-        for tensor in series.old[:, member].nonzero()[0].tolist():
+        for tensor in (series.old[:, member] & ~series.still[:, member]).nonzero()[0].tolist():
             source = _latest_equal(series, [tensor], member)
             if (tensor, member) in explained or source is None or not _told(series, [tensor], source, member):
                 continue
@@ -294,12 +299,26 @@ def _duplicate_row(series: Series, one: Repeat) -> dict[str, Any]:
 
 def _duplicate_finding(series: Series, one: Repeat) -> Finding:
     evidence, sides = _evidence(series, one), (series.names[one.source], series.names[one.member])
+    formats = _formats(series, one)
     if not one.proven:
-        return Finding("possible-duplicate", "medium", None, None, None, f"of all tensors {evidence}", *sides)
-    source = f"bytes that deleting {sides[1]} frees, of objects it alone has; of all tensors {evidence}"
-    if not one.nbytes:  # a link to the other, as `latest` is
-        return Finding("duplicate-checkpoint", "info", None, 0, None, source, *sides)
+        level: Severity = "info" if formats else "medium"
+        return Finding("possible-duplicate", level, None, None, None, f"{formats}of all tensors {evidence}", *sides)
+    source = f"{formats}bytes that deleting {sides[1]} frees, of objects it alone has; of all tensors {evidence}"
+    if formats or not one.nbytes:  # without bytes a link to the other, as `latest` is
+        return Finding("duplicate-checkpoint", "info", None, one.nbytes, None, source, *sides)
     return Finding("duplicate-checkpoint", "critical", None, one.nbytes, None, source, *sides)
+
+
+def _formats(series: Series, one: Repeat) -> str:
+    """What to say of one model in two formats, which somebody made on purpose; nothing where there is one."""
+    members = [series.measured.comparison.members[member] for member in (one.source, one.member)]
+    formats = [member.format for member in members]
+    if formats[0] != formats[1]:
+        return f"one model as {formats[0]} and as {formats[1]}: "
+    aligned = series.measured.comparison.aligned
+    pairs = ((each.tensors[one.source], each.tensors[one.member]) for each in aligned)
+    coded = any(a and b and a.scheme != b.scheme for a, b in pairs)
+    return "one model in two encodings: " if coded else ""
 
 
 def _ahead_row(series: Series, one: Repeat) -> dict[str, Any]:
