@@ -153,7 +153,7 @@ def test_what_epsilon_forgives_has_not_changed() -> None:
 def test_the_worst_is_said_first_and_ten_at_most() -> None:
     findings = [finding("low", f"l.{i}") for i in range(8)] + [finding("critical", f"c.{i}") for i in range(8)]
     lines = list(verdict(of_findings(*findings), "low").lines())
-    assert lines[0] == "critical: c.0: critical-rule, value=1, threshold=0, analysis=a"
+    assert lines[0] == "critical: c.0: critical-rule, value=1 > threshold=0, analysis=a"
     assert [line.split(":")[0] for line in lines] == ["critical"] * 8 + ["low"] * 2 + ["and 6 more"]
 
 
@@ -169,7 +169,7 @@ def test_hostile_names_are_harmless() -> None:
 
 def test_a_tensor_without_a_name_is_quoted_as_in_reports() -> None:
     lines = [next(verdict(of_findings(finding("high", name)), "high").lines()) for name in ("", None)]
-    assert lines == [f"high: {name}high-rule, value=1, threshold=0, analysis=a" for name in ('"": ', "")]
+    assert lines == [f"high: {name}high-rule, value=1 > threshold=0, analysis=a" for name in ('"": ', "")]
 
 
 def test_a_word_that_is_no_condition_is_refused() -> None:
@@ -278,6 +278,30 @@ def test_a_gate_decides_the_exit_code_of_compare(steps: Path) -> None:
     assert ended("compare", a, bad, "--fail-on", "unreadable", "--exit-zero")[0] == 3
     code, out, err = ended("compare", a, b, "--quiet", "--fail-on", "nan")
     assert (code, out, err) == (1, "", "")
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "told"),
+    [
+        (-3.5, 0.0, "value=-3.5 < threshold=0.0"), (8, 6.02, "value=8 > threshold=6.02"),
+        (0.5, 0.5, "value=0.5, threshold=0.5"), (0, False, "value=0, threshold=False"), (3, None, "value=3"),
+        ("I8", "BF16", "value=I8, threshold=BF16"), (math.nan, 1, "value=nan, threshold=1"),
+    ],
+)  # fmt: skip
+def test_a_line_says_on_which_side_of_its_threshold_a_value_is(value: Any, limit: Any, told: str) -> None:
+    record = AnalysisRecord("a", {}, (Finding("rule", "high", "w", value, limit, "here"),))
+    found = sweep(dataclasses.replace(result(), analyses=(record,)), mode=None)
+    assert [one.what for one in verdict(found, "high").met] == [f"rule, {told}, analysis=a"]
+
+
+def test_a_severity_that_nothing_can_have_is_said(steps: Path) -> None:
+    a, b = steps / "step-0", steps / "step-1"
+    code, _, err = ended("compare", a, b, "--fail-on", "info", "--fail-on", "high")
+    assert (code, err.count("--fail-on info: no analysis was asked for, so nothing can be found")) == (0, 1)
+    asked = ["--integrity-check"], ["--expect-frozen", "embed.*"], ["--fail-on", "never"], ["--quiet"]
+    for options in (*asked, []):
+        severity = ["--fail-on", "high"] if options else ["--fail-on", "unreadable"]
+        assert "no analysis was asked for" not in ended("compare", a, b, *severity, *options)[2]
 
 
 def test_expectations_are_gates(steps: Path) -> None:

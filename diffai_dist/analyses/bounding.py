@@ -28,7 +28,7 @@ def bounded(findings: Iterable[Finding], most: int = MOST) -> Iterator[Finding]:
             others.setdefault(one.rule, []).append(one)
     for rule, rest in others.items():
         worst = min(rest, key=lambda one: SEVERITIES.index(one.severity)).severity
-        yield Finding(rule, worst, None, len(rest), most, f"findings of this rule beyond the first {most}")
+        yield Finding(rule, worst, None, len(rest), None, f"findings of this rule beyond the first {most}")
 
 
 def gathered(analysis: Any, findings: Sequence[Finding]) -> Iterator[Finding]:

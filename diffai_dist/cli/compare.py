@@ -14,6 +14,7 @@ from diffai_dist.cli.gating import (
     judged,
     parsed_thresholds,
     refuse_idle,
+    say_idle,
     say_met,
     threshold_option,
 )
@@ -78,6 +79,7 @@ def compare(baseline: str, candidate: str, **options: Any) -> int:
     if not options["quiet"]:
         say_on_stderr(report, target, options["store"])
         say_met(verdict)
+        say_idle(gate, settings)
     report.raise_for_store()
     return exit_code(verdict, options)
 

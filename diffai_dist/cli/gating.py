@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diffai_dist.config import FailOn
     from diffai_dist.gates import Gate, Verdict
     from diffai_dist.records import Sweep
+    from diffai_dist.run import Settings
 
 CONDITIONS = ("critical", "high", "medium", "low", "info", "changed", "missing", "nan", "unreadable", "never")
 
@@ -130,6 +131,14 @@ def say_met(verdict: Verdict) -> None:
     """What the gate does not let pass, on stderr."""
     for line in verdict.lines():
         click.echo(f"gate: {line}", err=True)
+
+
+def say_idle(gate: Gate, settings: Settings) -> None:
+    """On stderr that a severity was named where nothing is asked for that has findings."""
+    asked = settings.analyses or settings.expect or gate.policy or "never" in gate.conditions
+    if gate.severity and not asked:
+        idle = "no analysis was asked for, so nothing can be found; add --integrity-check or --all"
+        click.echo(f"--fail-on {gate.severity}: {idle}", err=True)
 
 
 def exit_code(verdict: Verdict, options: Mapping[str, Any]) -> int:

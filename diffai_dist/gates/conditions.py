@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from diffai_dist.analyses.expectations import Expectations
 from diffai_dist.gates.limits import pair_text
-from diffai_dist.records import CLOSED, SEVERITIES, AnalysisRecord, PairSummary, Severity, Sweep
+from diffai_dist.records import CLOSED, SEVERITIES, AnalysisRecord, Finding, Number, PairSummary, Severity, Sweep
 
 # Worst first: what was not measured, or is no number, may hide anything.
 ORDER = ("critical", "unreadable", "nan", "high", "missing", "medium", "changed", "low", "info")
@@ -54,9 +56,22 @@ def _findings(analysis: AnalysisRecord, least: Severity | None, pair: str | None
     for one in analysis.findings:
         if one.severity in counting and one.waived is None:
             places = pair_text(one.baseline, one.candidate) or pair, one.tensor
-            values = (("value", one.value), ("threshold", one.threshold), ("analysis", analysis.name))
-            told = [one.rule, *(f"{name}={value}" for name, value in values if value is not None)]
-            yield Met(one.severity, ", ".join(told), tuple(place for place in places if place is not None))
+            told = ", ".join((one.rule, *_sides(one), f"analysis={analysis.name}"))
+            yield Met(one.severity, told, tuple(place for place in places if place is not None))
+
+
+def _sides(one: Finding) -> Iterator[str]:
+    """The value and its threshold; of two numbers which is larger: some limits are floors, others ceilings."""
+    if _is_number(one.value) and _is_number(one.threshold) and one.value != one.threshold:
+        yield f"value={one.value} {'>' if one.value > one.threshold else '<'} threshold={one.threshold}"
+    else:
+        values = (("value", one.value), ("threshold", one.threshold))
+        yield from (f"{name}={value}" for name, value in values if value is not None)
+
+
+def _is_number(value: Number | str | None) -> TypeGuard[float]:
+    """Not a truth value, which is larger than nothing."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def _changed(sweep: Sweep) -> Iterator[Met]:

@@ -87,4 +87,4 @@ def _rest(findings: Sequence[Finding]) -> Finding:
     """The findings that are not listed, as one."""
     first, number = findings[0], len(findings) - LISTED
     source = f"{first.source}: tensors beyond the first {LISTED}"
-    return Finding(first.rule, first.severity, None, number, first.threshold, source)
+    return Finding(first.rule, first.severity, None, number, None, source)
