@@ -21,6 +21,11 @@ from diffai_dist.records import CLOSED, AnalysisRecord, Coverage, Measurements, 
 from diffai_dist.run import Settings
 from diffai_dist.whole import whole_change
 
+# What an analysis of a pair leaves to one of the series where both are asked for: its switch, and that other one.
+LEFT_TO = {
+    "change_summary": ("non_finite", "anomaly_detection"),
+    "quantization_analysis": ("declared", "integrity_check"),
+}
 KEPT_RECORDS = 200_000  # tensor records kept in memory, some 2 kB each; beyond it a pair's are made when asked for
 
 
@@ -117,8 +122,8 @@ def _of_pair(
 ) -> Iterator[AnalysisRecord]:
     for name in ANALYSES:
         if name in settings.analyses:
-            told = name == "change_summary" and _is_asked("anomaly_detection", opened, measured, settings)
-            once = {"non_finite": False} if told else {}
+            switch, other = LEFT_TO.get(name, ("", ""))
+            once = {switch: False} if other and _is_asked(other, opened, measured, settings) else {}
             yield settings.analysis(name)(measured, at, records, **once)
     if settings.expect:
         yield settings.expect(measured, at, records)

@@ -30,7 +30,13 @@ from diffai_dist.analyses.memory_analysis import MemoryAnalysis
 from diffai_dist.analyses.noise import STORED
 from diffai_dist.analyses.noise_tables import NO_CODES
 from diffai_dist.analyses.precision_audit import PrecisionAudit
-from diffai_dist.analyses.quantization_analysis import GPTQ, NOT_NARROWER, NOTHING_LOST, QuantizationAnalysis
+from diffai_dist.analyses.quantization_analysis import (
+    GPTQ,
+    NOT_NARROWER,
+    NOTHING_LOST,
+    SOME_NUMBERS,
+    QuantizationAnalysis,
+)
 from diffai_dist.analyses.series import Series
 from diffai_dist.analyses.transfer_learning_analysis import TransferLearningAnalysis
 from diffai_dist.checkpoint import Checkpoint, Span, Tensor
@@ -451,6 +457,67 @@ def _least_of_most(arrays: tuple[Sides, Sides]) -> float:
     return high
 
 
+@pytest.mark.parametrize("block", [TENSOR, CHANNEL, GROUP])
+@pytest.mark.parametrize(("kind", "part"), [("int8", 0.25), ("int8", 0.5), ("fp8", 0.25), ("fp8", 0.5), ("int4", 0.25)])
+def test_a_grid_that_ends_before_the_largest_values_clips_and_is_no_wrong_scale(
+    kind: str, part: float, block: tuple[int, int]
+) -> None:
+    a = normal()
+    width = min(block[1], a.shape[1])
+    peaks = abs(a).reshape(len(a), -1, width).max(axis=2).repeat(width, axis=1)
+    end = part * (peaks if block[0] == 1 else peaks.max())
+    answer = ask({"m.weight": a}, {"m.weight": coded(np.clip(a, -end, end), kind, block)})
+    assert told(answer) == [("clipped", "high", "m.weight")]
+    share = float(np.mean(abs(a) > end))
+    assert 0.3 * share < answer.findings[0].value <= share
+    assert answer.result["faults"][0]["value"] == answer.findings[0].value
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_grid_for_rows_of_many_lengths_clips_the_long_ones(seed: int) -> None:
+    a = weights(seed, (64, 256))
+    end = abs(a).max() / 4
+    answer = ask({"m.weight": a}, {"m.weight": coded(np.clip(a, -end, end), "fp8", TENSOR)})
+    assert told(answer) == [("clipped", "high", "m.weight")]
+
+
+def test_scales_of_other_columns_are_no_clipping() -> None:
+    """As of groups of another size: where columns grow, half of them are too short, the longest ones alone."""
+    a = normal() * np.exp(np.linspace(-1, 1, 256, dtype=np.float32))
+    answer = ask({"m.weight": a}, {"m.weight": coded(a, "int8", (1, 64), lambda scale: scale[:, [0, 0, 1, 1]])})
+    assert told(answer) == [("misplaced-scales", "high", "m.weight")]
+
+
+def test_clipping_is_as_severe_as_what_it_costs() -> None:
+    a = normal()
+    found = []
+    for part in (0.9, 0.6, 0.4):
+        end = part * abs(a).max()
+        answer = ask({"m.weight": a}, {"m.weight": coded(np.clip(a, -end, end), "fp8", TENSOR)})
+        found.append([(one.rule, one.severity) for one in answer.findings])
+    assert found == [[], [("clipped", "medium")], [("clipped", "high")]]
+
+
+def test_a_largest_value_that_was_lost_is_no_clipping() -> None:
+    a = normal()
+    a[3, 5] = 10 * abs(a).max()
+    spoilt = coded(a, "int8", CHANNEL)
+    spoilt.values[3, 5] = 0
+    assert {one.rule for one in ask({"m.weight": a}, {"m.weight": spoilt}).findings} & {"clipped"} == set()
+
+
+def test_scales_of_other_groups_cost_what_they_cost() -> None:
+    """As where g_idx is out of order: each value times the scale of another group."""
+    a = weights(0, (64, 256))
+    answer = ask({"m.weight": a}, {"m.weight": coded(a, "int4", (1, 64), lambda scale: scale[:, ::-1])})
+    assert told(answer) == [("precision-loss", "high", "m.weight")]
+    assert answer.findings[0].source.startswith(f"SQNR of {answer.result['sqnr_db']:.1f} dB, below coarse_db=15.0; ")
+    assert 6.02 < answer.findings[0].value < 12.0
+    assert told(
+        ask({"m.weight": a}, {"m.weight": coded(a, "int4", (1, 64), lambda scale: scale[:, ::-1])}, coarse_db=0)
+    ) == [("precision-loss", "medium", "m.weight")]
+
+
 @pytest.mark.parametrize("axis", ["row", "column"])
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_scales_of_other_rows_or_columns_are_named(kind: str, axis: str) -> None:
@@ -636,6 +703,20 @@ def test_codes_that_no_scheme_decodes_are_named_with_the_reason() -> None:
     answer = QuantizationAnalysis()(made, 0, tensor_records(made, 0))
     assert answer.result["unsupported"] == [{"tensor": "m.weight", "reason": "marlin's layout, which is not read"}]
     assert (answer.result["tensors"], answer.result["measured"], answer.findings) == (1, 1, ())
+    assert (answer.result["precision_loss"], answer.result["unmeasured"]) == ("unknown", 1)
+    assert answer.result["reason"] == SOME_NUMBERS.format(1, 2)
+
+
+def test_what_could_not_be_compared_leaves_the_loss_unknown_and_what_lost_nothing_does_not() -> None:
+    a = {"m.weight": weights(), "n.weight": weights(1), "zeros": np.zeros(2048, np.float32)}
+    lossless = {"m.weight": coded(a["m.weight"], "int8", CHANNEL), "zeros": a["zeros"].astype(np.float16)}
+    found = ask(a, {**lossless, "n.weight": a["n.weight"]}).result
+    assert (found["precision_loss"], found["unmeasured"], found["reason"]) == ("minimal", 0, None)
+    found = ask(a, {**lossless, "n.weight": a["n.weight"][:, 1:].astype(np.float16)}).result
+    assert (found["precision_loss"], found["unmeasured"]) == ("unknown", 1)
+    assert [one["tensor"] for one in found["unsupported"]] == ["n.weight"]
+    found = ask(a, {**lossless, "n.weight": a["n.weight"][:, 1:]}).result  # of another shape, and no narrower
+    assert (found["precision_loss"], found["unmeasured"]) == ("minimal", 0)
 
 
 @pytest.mark.parametrize("kind", [np.int8, E4M3])

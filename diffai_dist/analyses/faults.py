@@ -1,4 +1,4 @@
-"""What is wrong with scales and zero points, as far as the values tell: a factor, a shift, or factors row by row."""
+"""What is wrong with scales and zero points, as far as values tell: cut off, a factor, a shift, factors row by row."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ _MOST = 0.9  # share of the rows that must agree. Judgement
 _NEAR = 1.15  # either way, of a largest code: some quantisers leave a code at one end unused. Judgement
 _FAR = 4.0  # likewise, of a square, and of blocks whose largest values are not alike. Judgement
 _EXACT = 1.05  # likewise, of a number that a scale is off by
+_BLOCKS = 2.0  # how much nearer the grid of a block of a row may end than that of another. Judgement
 
 # In NVFP4 the largest code times the largest scale, over which the global scale is the tensor's largest magnitude.
 _GLOBAL = 6 * 448.0
@@ -20,7 +21,7 @@ NUMBERS = {"halved": 0.5, "doubled": 2.0, "127 of int8": 127.0, "448 of E4M3": 4
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What of a tensor's scales is wrong: `value` is a factor, a shift in steps, or dB, as the rule says."""
+    """What of a tensor's scales is wrong: `value` is a share, a factor, a shift in steps, or dB, as the rule says."""
 
     tensor: str
     rule: str
@@ -31,6 +32,30 @@ class Fault:
     def row(self) -> dict[str, Any]:
         """As a row of the result."""
         return {"tensor": self.tensor, "rule": self.rule, "value": self.value, "like": self.like}
+
+
+def clipped(one: Noise) -> Fault | None:
+    """The least share of values that lie beyond the grid, where cutting them off is what the noise is.
+
+    A wrong scale shortens the largest values of a row as much as the row; a grid that ends at e shortens these alone.
+    Of those beyond it Σ(|a| - e) = Σ b (a - b) / e and Σ(|a| - e)^2 = Σ(b - a)^2, as rounding goes either way; so they
+    are (Σ(|a| - e))^2 / Σ(|a| - e)^2 at least (Cauchy-Schwarz), and none is further off than the row's largest.
+    """
+    import numpy as np
+
+    rows = one.rows
+    if not (one.one.after.quantised or one.one.grid.bits == 8):
+        return None
+    with np.errstate(all="ignore"):
+        ends = rows.top / rows.absmax
+        cut = ends * _NEAR < np.minimum(rows.factors, 1)
+        beyond = np.where(cut, (rows.ab - rows.bb) / rows.top, 0)
+        furthest = float(np.nansum((rows.absmax - rows.top) * beyond))
+    lost, sums = float(np.nansum(rows.d2[cut])), float(np.nansum(beyond))
+    if sums <= 0 or lost > _BLOCKS * furthest + one.limit or lost < _MOST * (one.noise - one.limit):
+        return None
+    like = f"a grid that ends at {float(np.median(ends[cut])):.2g} of a row's largest"
+    return Fault(one.name, "clipped", sums**2 / lost / float(np.nansum(rows.count)), like)
 
 
 def factor(one: Noise, least: float, turned: float) -> Fault | None:

@@ -30,6 +30,7 @@ _SEVERITIES: dict[str, Severity] = {
     "unreadable-shard": "critical",
     "double-tensor": "critical",
     "lost-tensor": "critical",
+    "declared-otherwise": "high",
     "misplaced-tensor": "critical",
     "unmapped-tensor": "high",
     "leftover-shard": "high",
@@ -71,7 +72,7 @@ class IntegrityCheck:
     name: ClassVar[str] = "integrity_check"
     flag: ClassVar[str] = "--integrity-check"
     kind: ClassVar[Kind] = "H"
-    partials: ClassVar[tuple[str, ...]] = ()
+    partials: ClassVar[tuple[str, ...]] = ("config",)
     always: ClassVar[bool] = False
     in_all: ClassVar[bool] = True
     result: ClassVar[Mapping[str, str]] = {
@@ -95,8 +96,10 @@ class IntegrityCheck:
         "unmapped-tensor": "a tensor of a shard that the index does not name: high",
         "leftover-shard": "numbered files named as the checkpoint's shards and not part of it: high",
         "second-layout": "the same name as one file and as shards: high",
+        "declared-otherwise": "a quantisation that the config declares and tensors do not bear out, which are read as "
+        "they are stored: another method, other bits, groups or zero points, or no codes at all: high",
         "wrong-total-size": "total_size of the index is not the bytes of the tensors: medium",
-        "other-weights": "safetensors files of other names in the folder: info",
+        "other-weights": "weight files of other names or formats in the folder: info",
         "empty-tensor": "a tensor without elements that is expected to have some: high; others: info",
         "empty-tensors": "at least many_empty of them: critical",
         "lost-object": "no tensor of an object is in the next member, which has at least half of the rest: high",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -165,6 +165,19 @@ def narrowed(measured: Measurements, pair_index: int, records: Sequence[TensorRe
         if (grid := grid_of(after)) and not lossless:  # numbers of positions, masks
             found.append(Narrowed(i, aligned.name, before, after, grid, stored))
     return found
+
+
+def uncompared(measured: Measurements, pair_index: int, records: Sequence[TensorRecord]) -> Iterator[tuple[str, str]]:
+    """Tensors that were not compared and that the candidate holds narrower, or may, and why they were not."""
+    pair = measured.comparison.pairs[pair_index]
+    told = {one.name: one.reason or "" for one in records if one.status in ("failed", "incomparable")}
+    for i, aligned in enumerate(measured.comparison.aligned):
+        if aligned.name not in told:
+            continue
+        before, after = aligned.tensors[pair.baseline], aligned.tensors[pair.candidate]
+        lost = aligned.unreadable[pair.baseline] or aligned.unreadable[pair.candidate] or measured.failure(i, pair)
+        if (before and after and _is_narrower(before, after)) or (lost and not (before and after)):
+            yield aligned.name, lost.found if lost else told[aligned.name]
 
 
 def _is_narrower(before: Tensor, after: Tensor) -> bool:

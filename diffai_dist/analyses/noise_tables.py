@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffai_dist.analyses.folding import Folded
 from diffai_dist.analyses.noise import Narrowed, Noise, decibels
 from diffai_dist.analyses.roles import block
-from diffai_dist.errors import UnknownScheme
-from diffai_dist.records import Measurements
+from diffai_dist.records import SEVERITIES, Finding, Measurements
 
 LISTED = 20  # rows of a table
 BLOCKS = 128
-NO_CODES = "no tensor of plain codes of 8 bits was counted"
+NO_CODES = "no tensor of plain codes of 8 bits was counted; of codes under scales, faults tell what clipping they show"
 
 # The largest magnitude of a grid, beyond which values are clipped.
 _ENDS = {"I8": 127, "U8": 255, "F8_E4M3": 448, "F8_E5M2": 57344, "F8_E4M3FNUZ": 240, "F8_E5M2FNUZ": 57344}
@@ -39,6 +38,48 @@ def effective_bits(peak: float, noise: float) -> float | None:
 def defined(value: float) -> float | None:
     """The number as JSON can hold it."""
     return float(value) if math.isfinite(value) else None
+
+
+def sizes(measured: Measurements, pair_index: int) -> dict[str, Any]:
+    """What both sides take of bytes, of the tensors that both have, against each other."""
+    pair, aligned = measured.comparison.pairs[pair_index], measured.comparison.aligned
+    both = [(a, b) for one in aligned if (a := one.tensors[pair.baseline]) and (b := one.tensors[pair.candidate])]
+    before, after = (sum(tensor.nbytes for tensor in side) for side in zip(*both, strict=True)) if both else (0, 0)
+    return {
+        "compression": after / before if before else None,
+        "compression_factor": before / after if after else None,
+    }
+
+
+def whole(
+    known: Sequence[Noise], findings: Sequence[Finding], folds: Mapping[str, Folded], unmeasured: int
+) -> dict[str, Any]:
+    """The sums of all tensors as one; findings tell the loss."""
+    signal, noise, peak = (math.fsum(getattr(one, key) for one in known) for key in ("signal", "noise", "peak"))
+    theory = math.fsum(one.theory.noise for one in known)
+    bits = bits_per_weight([one.one for one in known])
+    enob = effective_bits(peak, noise)
+    worst = min((SEVERITIES.index(one.severity) for one in findings if one.severity != "info"), default=None)
+    label = None if worst is None else SEVERITIES[worst]
+    return {
+        "precision_loss": label or ("unknown" if unmeasured else "minimal" if known else None),
+        "efficiency": enob / bits if enob is not None and bits else None,
+        "sqnr_db": defined(decibels(signal, noise)),
+        "aligned_sqnr_db": defined(decibels(signal, _aligned(known, folds))) if folds else None,
+        "theory_db": defined(decibels(signal, theory)),
+        "enob": enob,
+        "bits_per_weight": bits,
+    }
+
+
+def _aligned(known: Sequence[Noise], folds: Mapping[str, Folded]) -> float:
+    """Noise that each tensor would have, had it the baseline's length; that of factors of both axes is what it is."""
+    noises = []
+    for one in known:
+        fold = folds.get(one.name)
+        scaled = fold is not None and fold.axis != "both" and fold.signal > 0
+        noises.append(one.signal * fold.noise / fold.signal if fold and scaled else one.noise)
+    return math.fsum(noises)
 
 
 def worst_row(noise: Noise) -> tuple[int, float] | None:
@@ -141,12 +182,3 @@ def clipped(codes: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
     """The share of all counted codes that are at the ends of their grids."""
     total, ends = (sum(one[key] for one in codes.values()) for key in ("codes", "clipped"))
     return {"clipped_fraction": ends / total if total else None, "clip_reason": None if total else NO_CODES}
-
-
-def unsupported(measured: Measurements, pair_index: int) -> Iterator[tuple[str, str]]:
-    """Tensors of the candidate whose codes have no values that are known, and why."""
-    pair = measured.comparison.pairs[pair_index]
-    for one in measured.comparison.aligned:
-        failure = one.unreadable[pair.candidate]
-        if failure is not None and failure.code == UnknownScheme.code:
-            yield one.name, failure.found

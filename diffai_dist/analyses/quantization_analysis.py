@@ -12,32 +12,32 @@ from diffai_dist.analyses.base import Kind, finding, threshold
 from diffai_dist.analyses.bounding import bounded
 from diffai_dist.analyses.faults import Fault
 from diffai_dist.analyses.folding import Folded
-from diffai_dist.analyses.noise import Narrowed, Noise, decibels, narrowed, noise_of
+from diffai_dist.analyses.noise import Narrowed, Noise, narrowed, noise_of, uncompared
 from diffai_dist.analyses.noise_tables import (
     LISTED,
-    bits_per_weight,
     by_block,
     clipped,
     code_counts,
     conversions,
-    defined,
-    effective_bits,
     ranking,
-    unsupported,
+    sizes,
+    whole,
     worst_channel,
     worst_row,
 )
-from diffai_dist.records import SEVERITIES, AnalysisRecord, Finding, Measurements, Severity, TensorRecord
+from diffai_dist.records import AnalysisRecord, Finding, Measurements, Severity, TensorRecord
 
 NOT_IN_BOTH = "no tensor is in both: --tensor-matching matches names, --map declares others"
 NOT_NARROWER = "no tensor of the candidate has a narrower dtype than in the baseline"
 NO_NUMBERS = "none of these tensors could be measured"
+SOME_NUMBERS = "{} of {} tensors could not be measured: unsupported says why"
 NOTHING_LOST = "nothing was lost: all values are the baseline's"
 GPTQ = (
     "GPTQ rounds for the outputs of a layer, not for its weights: their error is larger than that of rounding to "
     "nearest, and says nothing of quality"
 )
 UNDOES = "undoes factors of weights, which are no noise"
+_COARSE: tuple[Severity, str] = "high", "medium_db"  # more than a bit lost of those few that a coarse grid has
 _DEAD = 1e-3  # of the middle row's length: so short rows are as good as 0. Judgement
 _OPTIONS = {
     "shifted-zero-point": "zero_steps",
@@ -56,21 +56,22 @@ class QuantizationAnalysis:
     magnitude of a block; of a block that is part of a row that is an estimate, exact for normal values, rather too
     little for others. For tensors of fewer than 1,024 elements, or of values too much alike, theory is the worst case,
     8.12 and 4.77 dB below. What falls short of it is a finding, and `precision_loss` the severity of the worst one, or
-    `minimal`. All of this is error of weights: what a model makes of it needs data; GPTQ even rounds so that weights
-    are further off, for outputs that are nearer. AWQ and SmoothQuant scale columns of weights and undo it in the norm,
-    or the weight, before them: where factors of both agree, noise is that of the weight times its factors (`aligned`).
-    Of a weight with factors of rows and columns, or in a rotated basis, nothing is judged. Whatever else moved the
-    weights is noise, too, such as a step of training.
+    `minimal`, or, where a part is not known, `unknown`. All of this is error of weights: what a model makes of it needs
+    data; GPTQ even rounds so that weights are further off, for outputs that are nearer. AWQ and SmoothQuant scale
+    columns of weights and undo it in the norm, or the weight, before them: where factors of both agree, noise is that
+    of the weight times its factors (`aligned`). Of a weight with factors of rows and columns, or in a rotated basis,
+    nothing is judged. Whatever else moved the weights is noise, too, such as a step of training.
     """
 
     name: ClassVar[str] = "quantization_analysis"
     flag: ClassVar[str] = "--quantization-analysis"
     kind: ClassVar[Kind] = "2"
-    partials: ClassVar[tuple[str, ...]] = ("rows", "columns", "codes")
+    partials: ClassVar[tuple[str, ...]] = ("config", "rows", "columns", "codes")
     in_all: ClassVar[bool] = True
     result: ClassVar[Mapping[str, str]] = {
         "compression": "bytes of the candidate's tensors / bytes of the baseline's, of those that both have",
-        "precision_loss": "severity of the worst finding, `minimal` for none; null where nothing was measured",
+        "precision_loss": "severity of the worst finding; for none `minimal`, or `unknown` if some are unmeasured; "
+        "null where nothing is narrower",
         "efficiency": "effective bits kept for each stored bit: enob / bits_per_weight",
         "compression_factor": "1 / compression",
         "sqnr_db": "10 log10(sum a^2 / sum (b - a)^2) over all measured elements, b the values that codes stand for",
@@ -80,6 +81,7 @@ class QuantizationAnalysis:
         "bits_per_weight": "8 * bytes of the narrowed tensors, scales among them / elements",
         "tensors": "tensors that the candidate holds narrower",
         "measured": "those with numbers",
+        "unmeasured": "those that changed and have none, and others that may be narrower and could not be compared",
         "below_theory": "those whose shortfall makes a finding",
         "overflowed": "elements that are finite in the baseline alone, and in no other number",
         "reason": "why numbers are missing; null where none are",
@@ -94,12 +96,17 @@ class QuantizationAnalysis:
         "noise, codes",
         "folded": f"weights whose columns or rows carry factors that what is beside them undoes, at most {LISTED}: "
         "axis, beside what, how far apart both are, factors of the 5th and 95th percentile, aligned_db",
-        "faults": f"tensors whose scales or zero points are wrong, at most {LISTED}: rule, value, and what it is like",
+        "faults": f"tensors whose scales or zero points are wrong, or clip, at most {LISTED}: rule, value, and what it "
+        "is like",
         "unsupported": f"tensors without numbers, at most {LISTED}, and why",
     }
     rules: ClassVar[Mapping[str, str]] = {
+        "declared-otherwise": "the candidate's config declares a quantisation that its tensors do not bear out, which "
+        "are read as stored: high; told once where integrity_check is asked, too",
         "missing-or-inverted-scale": "integer codes without a scale that are not the baseline's values: critical; a "
         "matrix in the baseline's direction, but 9 of 10 rows longer or shorter by more than scale_factor: high",
+        "clipped": "rows that lose their largest values alone, to a grid that ends before them, value = the least "
+        "share of values that are cut: low, medium or high as precision-loss",
         "shifted-zero-point": "means that are off by more than zero_steps steps, the same way in 9 of 10 rows: high",
         "misplaced-scales": "SQNR more than medium_db below theory, of which factors of rows, or of columns, win "
         "more than gain_db back: high",
@@ -108,7 +115,8 @@ class QuantizationAnalysis:
         "overflow": "elements that the narrower dtype made infinite or NaN: critical",
         "rotated": "a matrix whose rows are as long as the baseline's, within same_length, and point elsewhere: info",
         "lost-channel": "a row with more noise than signal, SQNR below channel_db: high",
-        "precision-loss": "SQNR below theory by more than low_db (low), medium_db (medium), high_db (high)",
+        "precision-loss": "SQNR below theory by more than low_db (low), medium_db (medium; high where it is below "
+        "coarse_db itself), high_db (high)",
         "coarse-grid": "SQNR below coarse_db where rounding is as in theory: a grid that does not fit: low",
     }
     sources: ClassVar[tuple[str, ...]] = (
@@ -130,31 +138,35 @@ class QuantizationAnalysis:
     same_factor: float = threshold(0.05, "relative difference up to which factors are those of what undoes them")
     same_length: float = threshold(0.05, "relative difference of rows, in the middle, up to which they are as long")
 
-    def __call__(self, measured: Measurements, pair_index: int, records: Sequence[TensorRecord]) -> AnalysisRecord:
-        """Sizes from headers, noise from moments, shifts, rows and columns."""
+    def __call__(
+        self, measured: Measurements, pair_index: int, records: Sequence[TensorRecord], declared: bool = True
+    ) -> AnalysisRecord:
+        """Sizes from headers, noise from moments, shifts, rows and columns; `declared` asks for its rule, too."""
         chosen = narrowed(measured, pair_index, records)
         answers = [(one, noise_of(measured, pair_index, one)) for one in chosen]
         known = [found for _, found in answers if isinstance(found, Noise)]
         folds = folding.folded(measured, pair_index, known, self.same_factor, self.gain_db)
         undo = _undoing(known, folds)
         known = [one for one in known if one.name not in undo]
-        refused = [(one.name, found) for one, found in answers if isinstance(found, str)]
-        refused += [(name, UNDOES) for name in undo]
+        changed = measured.shifts["changed"][:, pair_index] > 0
+        unmeasured = [(one.name, found) for one, found in answers if isinstance(found, str) and changed[one.index]]
+        unmeasured += uncompared(measured, pair_index, records)
+        without = [*unmeasured, *((name, UNDOES) for name in undo)]
         gone = list(_gone(measured, pair_index, chosen, known))
         without_values = {one.tensor for one in gone}
         sound = [one for one in known if one.name not in without_values]
         wrong = [fault for one in sound if (fault := self._fault(one, folds.get(one.name)))]
         findings = (*gone, *self._findings(sound, wrong, folds))
         codes = {one.one.index: count for one in known if (count := code_counts(measured, pair_index, one.one))}
-        without = [*refused, *unsupported(measured, pair_index)]
         result = {
-            **_sizes(measured, pair_index),
-            **_whole(known, findings, folds),
+            **sizes(measured, pair_index),
+            **whole(known, findings, folds, len(unmeasured)),
             "tensors": len(chosen),
             "measured": len(known),
+            "unmeasured": len(unmeasured),
             "below_theory": sum(_shortfall(one, folds.get(one.name)) > self.low_db for one in known),
             "overflowed": sum(_overflowed(measured, pair_index, one) for one in chosen),
-            "reason": _reason(chosen, known, without) if _in_both(measured, pair_index) else NOT_IN_BOTH,
+            "reason": _reason(measured, pair_index, known, len(unmeasured), without or chosen),
             "note": GPTQ if any(one.after.dtype.startswith("gptq") for one in chosen) else None,
             "worst_channel": worst_channel(known),
             **clipped(codes),
@@ -165,30 +177,37 @@ class QuantizationAnalysis:
             "faults": [one.row for one in wrong][:LISTED],
             "unsupported": [{"tensor": name, "reason": why} for name, why in without[:LISTED]],
         }
+        findings = (*(_otherwise(measured, pair_index) if declared else ()), *findings)
         return AnalysisRecord(self.name, {key: result[key] for key in self.result}, tuple(bounded(findings)))
 
     def _fault(self, one: Noise, fold: Folded | None) -> Fault | None:
         """What is wrong with scales or zero points; the simplest that explains it."""
         if one.sound:
             return None
+        elsewhere = faults.misplaced(one, self.gain_db) if one.shortfall > self.medium_db else None
+        if not (fold or elsewhere) and one.shortfall > self.low_db and (found := faults.clipped(one)):
+            return found
         if found := faults.factor(one, self.scale_factor, self.same_direction):
             return found
         if fold:
             return None
         if found := faults.zero_point(one, self.zero_steps):
             return found
-        return faults.misplaced(one, self.gain_db) if one.shortfall > self.medium_db else None
+        return elsewhere
 
     def _findings(
         self, known: Sequence[Noise], wrong: Sequence[Fault], folds: Mapping[str, Folded]
     ) -> Iterator[Finding]:
         """What explains more comes first, and what it explains is not told again."""
         explained = {one.tensor for one in wrong}
-        bare = {one.name for one in known if one.one.bare}
+        bare, noises = {one.name for one in known if one.one.bare}, {one.name: one for one in known}
         for fault in wrong:
-            if fault.tensor not in bare:
+            if fault.rule == "clipped":
+                yield from self._clipped(noises[fault.tensor], fault)
+            elif fault.tensor not in bare:
                 told = finding(self, fault.rule, "high", fault.tensor, fault.value, _OPTIONS[fault.rule])
-                yield replace(told, source=f"like {fault.like}; {told.source}")
+                limit = _limit(fault, getattr(self, _OPTIONS[fault.rule]))
+                yield replace(told, threshold=limit, source=f"like {fault.like}; {told.source}")
         factors = {fault.tensor: fault.value for fault in wrong}
         for name in (one.name for one in known if one.name in bare):
             source = "codes without a scale beside them have no values"
@@ -206,14 +225,41 @@ class QuantizationAnalysis:
             return
         if not fold and (worst := worst_row(noise)) is not None and worst[1] < self.channel_db:
             yield finding(self, "lost-channel", "high", noise.name, worst[1], "channel_db")
-        limits: tuple[tuple[Severity, str], ...] = (("high", "high_db"), ("medium", "medium_db"), ("low", "low_db"))
         behind, db = _shortfall(noise, fold), fold.db if fold else noise.db
-        for severity, option in limits:
-            if behind > getattr(self, option):
-                yield finding(self, "precision-loss", severity, noise.name, behind, option)
-                return
-        if db < self.coarse_db:
+        if level := self._level(behind, db):
+            told = finding(self, "precision-loss", level[0], noise.name, behind, level[1])
+            coarse = f"SQNR of {db:.1f} dB, below coarse_db={self.coarse_db}; " if level == _COARSE else ""
+            yield replace(told, source=f"{coarse}{told.source}")
+        elif db < self.coarse_db:
             yield finding(self, "coarse-grid", "low", noise.name, db, "coarse_db")
+
+    def _level(self, behind: float, db: float) -> tuple[Severity, str] | None:
+        """How severe a loss is, and the threshold that it exceeds; None where it is that of rounding."""
+        limits: tuple[tuple[Severity, str], ...] = (("high", "high_db"), ("medium", "medium_db"), ("low", "low_db"))
+        level = next(((severity, option) for severity, option in limits if behind > getattr(self, option)), None)
+        return _COARSE if level == ("medium", "medium_db") and db < self.coarse_db else level
+
+    def _clipped(self, noise: Noise, fault: Fault) -> Iterator[Finding]:
+        """Its value is a share, and its severity that of the loss."""
+        if level := self._level(noise.shortfall, noise.db):
+            loss = f"{noise.shortfall:.1f} dB below theory, more than {level[1]}={getattr(self, level[1])}"
+            source = f"the least share of values beyond {fault.like}: derived; {loss}"
+            yield Finding(fault.rule, level[0], noise.name, fault.value, None, source)
+
+
+def _otherwise(measured: Measurements, pair_index: int) -> Iterator[Finding]:
+    """What the candidate's config says of it and its tensors do not."""
+    candidate = measured.comparison.members[measured.comparison.pairs[pair_index].candidate]
+    for one in candidate.violations:
+        if one.rule == "declared-otherwise":
+            yield Finding(one.rule, "high", None, len(one.names) or None, None, one.found)
+
+
+def _limit(fault: Fault, either_way: float) -> float:
+    """The threshold on the side that the value is on, where that is one for both."""
+    if fault.rule == "missing-or-inverted-scale":
+        return either_way if fault.value > 1 else 1 / either_way
+    return math.copysign(either_way, fault.value)
 
 
 def _undoing(known: Sequence[Noise], folds: Mapping[str, Folded]) -> list[str]:
@@ -259,54 +305,21 @@ def _overflowed(measured: Measurements, pair_index: int, one: Narrowed) -> int:
     return int(finite - both)
 
 
-def _sizes(measured: Measurements, pair_index: int) -> dict[str, Any]:
-    pair, aligned = measured.comparison.pairs[pair_index], measured.comparison.aligned
-    both = [(a, b) for one in aligned if (a := one.tensors[pair.baseline]) and (b := one.tensors[pair.candidate])]
-    before, after = (sum(tensor.nbytes for tensor in side) for side in zip(*both, strict=True)) if both else (0, 0)
-    return {
-        "compression": after / before if before else None,
-        "compression_factor": before / after if after else None,
-    }
-
-
-def _whole(known: Sequence[Noise], findings: Sequence[Finding], folds: Mapping[str, Folded]) -> dict[str, Any]:
-    """The sums of all tensors as one; findings tell the loss."""
-    signal, noise, peak = (math.fsum(getattr(one, key) for one in known) for key in ("signal", "noise", "peak"))
-    theory = math.fsum(one.theory.noise for one in known)
-    bits = bits_per_weight([one.one for one in known])
-    enob = effective_bits(peak, noise)
-    worst = min((SEVERITIES.index(one.severity) for one in findings if one.severity != "info"), default=None)
-    label = None if worst is None else SEVERITIES[worst]
-    return {
-        "precision_loss": label or ("minimal" if known else None),
-        "efficiency": enob / bits if enob is not None and bits else None,
-        "sqnr_db": defined(decibels(signal, noise)),
-        "aligned_sqnr_db": defined(decibels(signal, _aligned(known, folds))) if folds else None,
-        "theory_db": defined(decibels(signal, theory)),
-        "enob": enob,
-        "bits_per_weight": bits,
-    }
-
-
-def _aligned(known: Sequence[Noise], folds: Mapping[str, Folded]) -> float:
-    """Noise that each tensor would have, had it the baseline's length; that of factors of both axes is what it is."""
-    noises = []
-    for one in known:
-        fold = folds.get(one.name)
-        scaled = fold is not None and fold.axis != "both" and fold.signal > 0
-        noises.append(one.signal * fold.noise / fold.signal if fold and scaled else one.noise)
-    return math.fsum(noises)
-
-
 def _in_both(measured: Measurements, pair_index: int) -> bool:
     pair = measured.comparison.pairs[pair_index]
     sides = (pair.baseline, pair.candidate)
     return any(all(one.tensors[side] or one.unreadable[side] for side in sides) for one in measured.comparison.aligned)
 
 
-def _reason(chosen: Sequence[Narrowed], known: Sequence[Noise], without: Sequence[Any]) -> str | None:
-    if not chosen and not without:
+def _reason(
+    measured: Measurements, pair_index: int, known: Sequence[Noise], unmeasured: int, narrower: Sequence[Any]
+) -> str | None:
+    if not _in_both(measured, pair_index):
+        return NOT_IN_BOTH
+    if not narrower:
         return NOT_NARROWER
     if not known:
         return NO_NUMBERS
+    if unmeasured:
+        return SOME_NUMBERS.format(unmeasured, unmeasured + len(known))
     return None if any(one.noise for one in known) else NOTHING_LOST
