@@ -62,6 +62,8 @@ class Blocks:
 
     def decode(self, tensor: Tensor, parts: Sequence[np.ndarray], first: int, stop: int, out: np.ndarray) -> None:
         """Look up each code, take the zero point away, and multiply by the scale of its block."""
+        if stop <= first:
+            return
         height, width = self._matrix(tensor)
         grid = (-1, -(-width // self.columns))
         scales = self._factors(parts).reshape(grid)
