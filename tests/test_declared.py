@@ -67,7 +67,16 @@ BORNE_OUT = {
     "apart": (gptq(), GPTQ | {"bits": 8, "dynamic": {"m": {"bits": 4}}}),
     "no method that is known": (fp8(), {"quant_method": "quark", "bits": 3, "group_size": 7}),
     "none": (fp8(), None),
-    "values that codes could be": (plain(), {"quant_method": "compressed-tensors", "format": "dense"}),
+    "values that codes could be": (plain(), of_weights() | {"format": "dense"}),
+    "caches alone": (plain(), {"quant_method": "modelopt", "kv_cache_scheme": {"num_bits": 8, "type": "float"}}),
+    "caches alone, of the other": (plain(), {"quant_method": "compressed-tensors", "config_groups": {}}),
+    "activations alone": (plain(), of_weights() | {"config_groups": {"a": {"targets": ["Linear"], "weights": None}}}),
+    "when loaded": (plain(), {"quant_method": "bitsandbytes", "load_in_4bit": True}),
+    "experts of DeepSeek": (
+        {"e.0.w1.weight": np.ones((32, 16), np.int8), "e.0.w1.scale": np.ones((32, 1), ml_dtypes.float8_e8m0fnu)}
+        | {"m.weight": np.ones((128, 128), ml_dtypes.float8_e4m3fn), "m.weight_scale_inv": np.ones((1, 1), np.float32)},
+        FP8 | {"fmt": "e4m3", "weight_block_size": [128, 128]},
+    ),
     "an int for a name": (fp8(), FP8 | {"fmt": 3, "weight_block_size": ["a", None]}),
 }  # fmt: skip
 
@@ -101,6 +110,13 @@ def test_plain_weights_that_are_declared_quantised_are_found(tmp_path: Path) -> 
     assert alone.candidate.endswith("b")
     report = compare(str(tmp_path / "a"), str(tmp_path / "b"), analyses=["integrity_check"])
     assert told in report.sweep.warnings
+
+
+@pytest.mark.parametrize("config", [of_weights(), {"quant_method": "modelopt", "quant_algo": "FP8"}, FP8, GPTQ])
+def test_what_must_be_codes_is_missed(tmp_path: Path, config: dict[str, Any]) -> None:
+    write(tmp_path / "b", plain(), config)
+    (finding,) = findings(tmp_path, "integrity_check")
+    assert finding.source.endswith("but no tensor is stored as codes")
 
 
 def test_a_configuration_that_cannot_be_used_is_told(tmp_path: Path) -> None:

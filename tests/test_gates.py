@@ -126,6 +126,8 @@ def test_a_pair_of_which_nothing_was_compared_proves_nothing(conditions: tuple[F
     assert verdict(sweep(found), *conditions, "never").met == ()
     assert verdict(sweep(found), "nan").met == ()
     unread = dataclasses.replace(found, failures=(failure(),))  # which says more
+    assert [one.what for one in verdict(sweep(unread), "missing").met] == ["1 of the baseline"]
+    unread = dataclasses.replace(unread, tensors=found.tensors[:-1])
     empty = dataclasses.replace(found, coverage=Coverage(0, 0, 0, 0, 0, 0, 0, {}), tensors=())
     for one in (unread, empty):
         assert verdict(sweep(one), *conditions).met == ()

@@ -281,6 +281,12 @@ def test_scalars_are_scaled_and_empty_weights_are_weights(tmp_path: Path) -> Non
     assert not [one for one in report.records if one["change"]["max_abs"]]
 
 
+def test_a_parameter_with_two_scales_has_no_values(tmp_path: Path) -> None:
+    one = np.full((), 0.5, np.float32)
+    write(tmp_path, {"x": codes_of((4, 8)), "x_scale_inv": one, "x_scale": one})
+    assert failure_of(tmp_path, "x").found == "_scale_inv and _scale lie beside it"
+
+
 def test_a_scale_of_the_module_is_a_parameter_where_the_weight_has_its_own(tmp_path: Path) -> None:
     layer = np.ones(4, np.float32)
     arrays = {"m.weight": codes_of((4, 8)), "m.weight_scale": scales_of((4, 1)), "m.scale": layer}

@@ -13,6 +13,7 @@ from diffai_dist.checkpoint import Checkpoint, Span, Violation
 from diffai_dist.errors import CheckpointError
 from diffai_dist.formats.logical import OTHERWISE, headed, logical, may_be_quantised, told
 from diffai_dist.formats.model_config import NAME, read_config
+from diffai_dist.schemes.declared import wants_codes
 from diffai_dist.schemes.stored import Declared
 from diffai_dist.storage import Profile, Read, entries, fill
 
@@ -57,7 +58,7 @@ def _declared(name: str, fields: Fields | None) -> Declared:
 def _borne_out(checkpoint: Checkpoint, declared: Declared) -> Checkpoint:
     """The checkpoint with a complaint if quantisation is declared and nothing at all is stored as codes."""
     quantised = any(tensor.quantised for tensor in checkpoint.tensors.values()) or checkpoint.unreadable
-    if quantised or not declared.method or declared.fields.get("format") == "dense":  # values that codes could be
+    if quantised or not wants_codes(declared):
         return checkpoint
     found = f"{declared.file} declares {declared.method[:40]}, but no tensor is stored as codes"
     return dataclasses.replace(

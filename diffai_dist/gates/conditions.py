@@ -91,7 +91,8 @@ def unproven(sweep: Sweep) -> Iterator[Met]:
 
 def _missing(sweep: Sweep) -> Iterator[Met]:
     for pair in sweep.pairs:
-        if (removed := pair.statuses.get("removed")) and pair.coverage.tensors_compared:
+        told = pair.coverage.tensors_compared or pair.failures  # else `unproven` counts them
+        if told and (removed := pair.statuses.get("removed")):
             yield Met("missing", f"{removed} of the baseline", _where(pair))
 
 

@@ -36,6 +36,7 @@ CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 # and GPTQModel takes tokens for inputs (`pack_original`, `TorchQuantEmbeddings`); nobody else quantises them.
 EMBEDDINGS = frozenset({"embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "embeddings"})
 ZEROS_APPLIED = " declares weights as symmetric that have zero points, which are applied"
+STORED_AS_CODES = frozenset({"gptq", "awq", "fp8", "fbgemm_fp8", "mxfp4", "hqq"})
 FORMATS = {"e4m3": 4, "e5m2": 3}  # of FP8, and their significant bits
 FINER = {"tensor": ("tensor",), "channel": ("channel", "tensor")}  # scales are for such parts at least, where declared
 
@@ -128,6 +129,16 @@ def listed(entries: object, module: str) -> bool | None:
     return None if None in globs or len(patterns) > len(globs) else False
 
 
+def wants_codes(declared: Declared) -> bool:
+    """Whether weights must be stored as codes: not those whose caches or activations alone are quantised, nor those of
+    methods that quantise plain weights when they are loaded."""
+    if declared.method == "compressed-tensors":
+        return declared.fields.get("format") != "dense" and any(weights(declared))
+    if declared.method == "modelopt":
+        return bool(declared.fields.get("quant_algo")) or any(weights(declared))
+    return declared.method in STORED_AS_CODES
+
+
 def otherwise(declared: Declared, tensor: Tensor) -> tuple[str, ...]:
     """What a configuration says otherwise of a tensor than its parts do, which are followed: another method, a module
     without codes, other numbers."""
@@ -151,7 +162,7 @@ def _other_numbers(declared: Declared, tensor: Tensor) -> Iterator[str]:
     if _block_differs(declared, tensor, scheme.block):
         yield "another group size than is stored"
     digits = FORMATS.get(str(declared.fields.get("fmt")).lower())
-    if digits and scheme.digits and digits != scheme.digits:
+    if digits and tensor.dtype.startswith(("fp8-", "mxfp8")) and digits != scheme.digits:
         yield f"{declared.fields['fmt']}, but codes are stored with {scheme.digits} significant bits"
     finer = [kind for one in groups for kind in FINER.get(str(one.get("strategy")), (tensor.dtype,))]
     if groups and not any(kind in tensor.dtype for kind in finer):

@@ -27,7 +27,10 @@ def find(prefix: str, codes: Tensor, stored: Stored) -> Found | None:
 
 def find_parameter(name: str, codes: Tensor, stored: Stored) -> Found | None:
     """A parameter that is no module's weight, as stacked experts are, if scales lie beside it."""
-    scale = stored.part(f"{name}_scale_inv", f"{name}_scale")
+    endings = ("_scale_inv", "_scale")
+    scale = stored.part(*(name + ending for ending in endings))
+    if all(stored.has(name + ending) for ending in endings):
+        raise Undecodable(f"{' and '.join(endings)} lie beside it", "one of them")
     return _scaled(name, codes, scale, None, stored) if scale else None
 
 
