@@ -384,3 +384,5 @@ def test_a_member_without_tensors_beside_one_with_some_is_named(tmp_path: Path) 
         (found,) = check(*order).findings
         assert (found.rule, found.severity, found.candidate) == ("no-tensors", "critical", name)
     assert check(members[1], members[1]).findings == check(members[0], members[0]).findings == ()
+    unread = dataclasses.replace(members[1], unreadable={"w": MissingShard("/m", "lost", tensor="w").failure})
+    assert check(members[0], unread).findings == ()  # what it should hold is known, and why it cannot be read

@@ -183,7 +183,7 @@ def _bare(series: Series, member: int) -> Iterator[Finding]:
     """A file that opens and holds nothing, though the others show that there is something to hold."""
     members = series.measured.comparison.members
     most = max(len(one.tensors) for one in members)
-    if most and not members[member].tensors:
+    if most and not members[member].tensors and not members[member].unreadable:
         source = f"tensors; another member has {most:,}"
         yield Finding("no-tensors", "critical", None, 0, 1, source, candidate=series.names[member])
 
