@@ -18,7 +18,8 @@ from diffai_dist.dtypes import BITS
 from diffai_dist.formats.logical import logical
 from diffai_dist.schemes import SCHEMES
 from diffai_dist.schemes.blocks import Blocks
-from diffai_dist.schemes.declared import MOST_ENTRIES, MOST_PATTERNS, has_codes, left_out, listed
+from diffai_dist.schemes.declared import has_codes, left_out
+from diffai_dist.schemes.modules import MOST_ENTRIES, MOST_PARTS, MOST_PATTERNS, Modules
 from diffai_dist.schemes.stored import Declared, Late
 from diffai_dist.schemes.strided import Strided
 from diffai_dist.storage import Source
@@ -98,10 +99,25 @@ def test_a_hostile_configuration_changes_nothing(tmp_path: Path, config: Any) ->
         ([], "up", False),
         (["*x*"] * (MOST_PATTERNS + 1), "up", None),
         (["up"] * (MOST_ENTRIES + 1), "up", None),
+        (["up"], "up" + ".x" * MOST_PARTS, None),
     ],
 )
 def test_modules_are_listed_by_name_and_by_safe_patterns(entries: Any, module: str, expected: bool | None) -> None:
-    assert listed(entries, module) is expected
+    assert Modules.of(entries).lists(module) is expected
+
+
+def test_a_list_of_modules_is_taken_apart_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = {f"m{i}.weight": codes_of((4, 8)) for i in range(50)}
+    arrays |= {f"m{i}.weight_scale": scales_of((4, 1)) for i in range(50)}
+    taken: list[object] = []
+    of = Modules.of
+    monkeypatch.setattr(Modules, "of", lambda entries: taken.append(entries) or of(entries))
+    left_out = [f"k{i}" for i in range(1000)]
+    write(tmp_path, arrays, {"quant_method": "fp8", "modules_to_not_convert": [*left_out, "m7"]})
+    (warning,) = opened(tmp_path).warnings
+    assert "not quantised" in warning
+    assert "m7" in warning
+    assert len(taken) == 1
 
 
 def test_patterns_that_go_back_for_ever_elsewhere_end_here() -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffai_dist.checkpoint import Span, Tensor
-from diffai_dist.schemes.grouped import SCALES, group_size, scales_of, sizes
+from diffai_dist.checkpoint import Tensor
+from diffai_dist.schemes.grouped import SCALES, Whole, group_size, scales_of, sizes
 from diffai_dist.schemes.loops import Loop
 from diffai_dist.schemes.stored import Declared, Found, Stored, Undecodable
 
@@ -17,7 +17,7 @@ MODES = ("", "gemm")
 
 
 @dataclass(frozen=True, slots=True)
-class Awq:
+class Awq(Whole):
     """W[o, i] = (code - zero point) * scale of output o in the group of input i; in float32, all but the product exact.
 
     Spans: codes, zero points, scales. Of eight outputs in a row, those with even numbers lie in the lower half of their
@@ -27,14 +27,7 @@ class Awq:
     block: int  # inputs that share a scale
     scales: str  # their dtype
 
-    values = "F32"
-    whole = True
     bits = 4
-    digits = 0
-
-    def spans(self, tensor: Tensor, first: int, stop: int) -> tuple[Span, ...]:
-        """All of the tensor."""
-        return tensor.spans
 
     def decode(self, tensor: Tensor, parts: Sequence[np.ndarray], first: int, stop: int, out: np.ndarray) -> None:
         """Turn the words of the run, then decode row by row: a row is one place in each of its words."""

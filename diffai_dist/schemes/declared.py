@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from diffai_dist.checkpoint import Tensor
+from diffai_dist.schemes.modules import Modules
 from diffai_dist.schemes.stored import Declared, Undecodable
-
-# The keys that list modules without codes, by who writes them: compressed-tensors and ModelOpt, transformers, ModelOpt.
-LEFT_OUT = ("ignore", "modules_to_not_convert", "exclude_modules")
-MOST_ENTRIES, MOST_PATTERNS, MOST_CHARACTERS = 10_000, 200, 256  # of a list; published ones have some hundred names
 
 # What a method writes, by how its tensors begin to be called; methods that are not here are not judged.
 WRITTEN: Mapping[str, tuple[str, ...]] = {
@@ -39,9 +34,6 @@ ZEROS_APPLIED = " declares weights as symmetric that have zero points, which are
 STORED_AS_CODES = frozenset({"gptq", "awq", "fp8", "fbgemm_fp8", "mxfp4", "hqq"})
 FORMATS = {"e4m3": 4, "e5m2": 3}  # of FP8, and their significant bits
 FINER = {"tensor": ("tensor",), "channel": ("channel", "tensor")}  # scales are for such parts at least, where declared
-
-_TOKEN = re.compile(r"\\\.|\.[*+]?|[\w:-]+|.", re.DOTALL)
-_AS_GLOB = {"\\.": ".", ".*": "*", ".+": "?*", ".": "?"}
 
 
 def weights(declared: Declared) -> Iterator[tuple[Mapping[str, Any], Any]]:
@@ -104,29 +96,8 @@ def refuse_turned(declared: Declared, module: str) -> None:
 
 def left_out(declared: Declared, module: str) -> bool | None:
     """Whether a module is listed as one without codes; None where a list, or an entry of it, is not understood."""
-    found = [listed(declared.fields.get(key), module) for key in LEFT_OUT if declared.fields.get(key)]
+    found = [modules.lists(module) for modules in declared.left_out]
     return True if True in found else None if None in found else False
-
-
-def listed(entries: object, module: str) -> bool | None:
-    r"""Whether one of the entries is the module's name, a part of it up to a dot, or a pattern that matches it.
-
-    A pattern is a glob, or `re:` with a regular expression of `.*`, `.+`, `.`, `\.`, `^` and `$`, as published ones
-    are: others could take for ever, and make the answer None.
-
-    >>> listed(["lm_head", r"re:.*\.gate$"], "model.layers.0.mlp.gate"), listed(["re:(a+)+"], "aaab")
-    (True, None)
-    """
-    if not isinstance(entries, list) or len(entries) > MOST_ENTRIES:
-        return None
-    names = [entry for entry in entries if isinstance(entry, str)]
-    patterns = [name for name in names if name.startswith("re:") or not {"*", "?", "["}.isdisjoint(name)]
-    if any(f".{module}.".startswith(f".{name}.") or f".{module}".endswith(f".{name}") for name in names):
-        return True
-    globs = [_glob(pattern) for pattern in patterns[:MOST_PATTERNS]]
-    if any(glob is not None and fnmatchcase(module, glob) for glob in globs):
-        return True
-    return None if None in globs or len(patterns) > len(globs) else False
 
 
 def wants_codes(declared: Declared) -> bool:
@@ -184,17 +155,4 @@ def _block_differs(declared: Declared, tensor: Tensor, block: int) -> bool:
 
 def _meant(targets: object, module: str) -> bool:
     """Whether a group is for the module: `Linear` is for all that has a matrix, but for embeddings."""
-    return isinstance(targets, list) and ("Linear" in targets or listed(targets, module) is True)
-
-
-def _glob(pattern: str) -> str | None:
-    """The glob with the meaning of a pattern, which matches without going back; None where there is none."""
-    if len(pattern) > MOST_CHARACTERS:
-        return None
-    if not pattern.startswith("re:"):
-        return pattern
-    text = pattern.removeprefix("re:").removeprefix("^")
-    tokens = _TOKEN.findall(text.removesuffix("$"))
-    if not all(token in _AS_GLOB or token[0] == "_" or token[0].isalnum() for token in tokens):
-        return None
-    return "".join(_AS_GLOB.get(token, token) for token in tokens) + ("" if text.endswith("$") else "*")
+    return isinstance(targets, list) and ("Linear" in targets or Modules.of(targets).lists(module) is True)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from diffai_dist.checkpoint import Tensor
 from diffai_dist.dtypes import DTYPES
 from diffai_dist.schemes.blocks import Blocks
-from diffai_dist.schemes.declared import has_codes
 from diffai_dist.schemes.loops import SCALES
-from diffai_dist.schemes.scales import MX, TILE, block_of, in_order, kind, no_scale, refuse_undone, scale_beside
+from diffai_dist.schemes.scales import MX, TILE, block_of, in_order, kind, scale_of_weight
 from diffai_dist.schemes.stored import Found, Stored, Undecodable
 
 POWERS = ("F8_E8M0", "U8")  # dtypes of scales that are powers of two; U8 as the bytes of the other
@@ -16,12 +15,9 @@ BESIDE = (".weight_scale", ".weight_scale_inv", ".scale_weight")  # the last is 
 
 def find(prefix: str, codes: Tensor, stored: Stored) -> Found | None:
     """The weight of a module, if scales lie beside it or should; one that nothing scales is a plain cast to FP8."""
-    scale = scale_beside(prefix, BESIDE, stored)
+    scale = scale_of_weight(prefix, codes, "float", BESIDE, stored)
     if scale is None:
-        if len(codes.shape) > 1 and has_codes(stored.declared, prefix, "float"):
-            raise no_scale(BESIDE, stored.declared)
         return None
-    refuse_undone(prefix, stored)
     return _scaled(f"{prefix}.weight", codes, scale, stored.part(f"{prefix}.weight_zero_point"), stored)
 
 

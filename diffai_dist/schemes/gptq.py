@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffai_dist.checkpoint import Span, Tensor
+from diffai_dist.checkpoint import Tensor
 from diffai_dist.schemes.declared import rows_are_inputs
 from diffai_dist.schemes.gptq_rows import GptqRows
 from diffai_dist.schemes.grouped import (
@@ -16,6 +16,7 @@ from diffai_dist.schemes.grouped import (
     V1_WORDS,
     V2,
     WORD,
+    Whole,
     declared_group,
     group_size,
     groups_of,
@@ -34,7 +35,7 @@ OTHERS = frozenset({"marlin", "bitblas", "qqq", "exl2", "exl3", "vptq", "paroqua
 
 
 @dataclass(frozen=True, slots=True)
-class Gptq:
+class Gptq(Whole):
     """W[o, i] = (code - zero point) * scale of output o in the group of input i; in float32, all but the product exact.
 
     Spans: codes, zero points, scales, and g_idx, the group of each input, where it is stored.
@@ -44,14 +45,6 @@ class Gptq:
     block: int  # inputs that share a scale; with g_idx about so many, and anywhere
     scales: str  # their dtype
     zeros: str  # V2, V1 or V1_WORDS
-
-    values = "F32"
-    whole = True
-    digits = 0
-
-    def spans(self, tensor: Tensor, first: int, stop: int) -> tuple[Span, ...]:
-        """All of the tensor."""
-        return tensor.spans
 
     def decode(self, tensor: Tensor, parts: Sequence[np.ndarray], first: int, stop: int, out: np.ndarray) -> None:
         """Decode tile by tile along the outputs, as codes lie, and write along the inputs."""

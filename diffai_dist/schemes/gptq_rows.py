@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from diffai_dist.checkpoint import Span, Tensor
+from diffai_dist.checkpoint import Tensor
 from diffai_dist.dtypes import DTYPES
-from diffai_dist.schemes.grouped import groups_of, zero_points
+from diffai_dist.schemes.grouped import Whole, groups_of, zero_points
 from diffai_dist.schemes.loops import Loop, floats
 
 
 @dataclass(frozen=True, slots=True)
-class GptqRows:
+class GptqRows(Whole):
     """W[i, o] = (code - zero point) * scale of column o in the group of row i; all else as in Gptq, whose transpose
     it is."""
 
@@ -23,14 +23,6 @@ class GptqRows:
     block: int  # rows that share the scale of a column; with g_idx about so many, and anywhere
     scales: str  # their dtype
     zeros: str  # V2, V1 or V1_WORDS
-
-    values = "F32"
-    whole = True
-    digits = 0
-
-    def spans(self, tensor: Tensor, first: int, stop: int) -> tuple[Span, ...]:
-        """All of the tensor: g_idx may name any group for a row."""
-        return tensor.spans
 
     def decode(self, tensor: Tensor, parts: Sequence[np.ndarray], first: int, stop: int, out: np.ndarray) -> None:
         """Decode row by row, with the scales and zero points of those groups alone that the rows are of."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from diffai_dist.checkpoint import Tensor
+from diffai_dist.checkpoint import Span, Tensor
 from diffai_dist.dtypes import DTYPES
 from diffai_dist.errors import UnknownScheme
 from diffai_dist.schemes.loops import floats
@@ -20,6 +21,19 @@ WORD = 32  # bits of what codes and zero points of GPTQ are packed in
 # How zero points are stored: as they are; one less; or one less by subtracting from whole words, which borrows from the
 # next zero point where one is 0. That is how GPTQModel writes and reads v1; AutoGPTQ wraps each by itself.
 V2, V1, V1_WORDS = "v2", "v1", "v1-words"
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A scheme of integers whose runs have no ranges: all of a tensor is read once, and runs are decoded from it."""
+
+    values = "F32"
+    whole = True
+    digits = 0
+
+    def spans(self, tensor: Tensor, first: int, stop: int) -> tuple[Span, ...]:
+        """All of the tensor."""
+        return tensor.spans
 
 
 def sizes(tensor: Tensor, *dtypes: str) -> tuple[int, int]:

@@ -4,18 +4,8 @@ from __future__ import annotations
 
 from diffai_dist.checkpoint import Tensor
 from diffai_dist.schemes.blocks import Blocks
-from diffai_dist.schemes.declared import ZEROS_APPLIED, blocks, has_codes, weights
-from diffai_dist.schemes.scales import (
-    GROUP_TAKEN,
-    TILE,
-    block_of,
-    in_order,
-    kind,
-    no_scale,
-    power_of_two,
-    refuse_undone,
-    scale_beside,
-)
+from diffai_dist.schemes.declared import ZEROS_APPLIED, blocks, weights
+from diffai_dist.schemes.scales import GROUP_TAKEN, TILE, block_of, in_order, kind, power_of_two, scale_of_weight
 from diffai_dist.schemes.stored import Declared, Found, Stored, Undecodable
 
 FLOATS = ("F32", "F16", "BF16", "F64")
@@ -25,12 +15,9 @@ BESIDE = (".weight_scale", ".weight_scale_inv")
 
 def find(prefix: str, codes: Tensor, stored: Stored) -> Found | None:
     """The weight of a module, if scales lie beside it or should; codes that nothing scales are plain integers."""
-    scale = scale_beside(prefix, BESIDE, stored)
+    scale = scale_of_weight(prefix, codes, "int", BESIDE, stored)
     if scale is None:
-        if len(codes.shape) > 1 and has_codes(stored.declared, prefix, "int"):
-            raise no_scale(BESIDE, stored.declared)
         return None
-    refuse_undone(prefix, stored)
     return _scaled(f"{prefix}.weight", codes, scale, stored.part(f"{prefix}.weight_zero_point"), stored)
 
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffai_dist.checkpoint import Tensor
-from diffai_dist.schemes.declared import ZEROS_APPLIED, listed, refuse_rotated, weights
+from diffai_dist.schemes.declared import ZEROS_APPLIED, refuse_rotated, weights
+from diffai_dist.schemes.modules import Modules
 from diffai_dist.schemes.scales import GROUP_TAKEN, Block, in_order, kind, power_of_two
 from diffai_dist.schemes.stored import Found, Stored, Undecodable
 from diffai_dist.schemes.words import Packed, packed_words
@@ -83,7 +84,7 @@ def _layout(
     fits = list(_fitting(declared, codes, shape, scale, zero))
     fits = [one for one in fits if one[1] and one[1].symmetric == (zero is None)] or fits
     if _choices(fits) > 1:
-        fits = [one for one in fits if one[1] and listed(one[1].targets, prefix)] or fits
+        fits = [one for one in fits if one[1] and Modules.of(one[1].targets).lists(prefix)] or fits
         fits = [one for one in fits if one[0].dense == _is_dense(stored)] or fits
     if _choices(fits) != 1:
         parts = ", ".join(f"{part.name.rpartition('.')[2]} {list(part.shape)}" for part in (codes, scale, zero) if part)

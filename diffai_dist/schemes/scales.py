@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from diffai_dist.checkpoint import Tensor
-from diffai_dist.schemes.declared import blocks, refuse_rotated
+from diffai_dist.schemes.declared import blocks, has_codes, refuse_rotated
 from diffai_dist.schemes.stored import Declared, Stored, Undecodable
 
 Block = tuple[int, int]
@@ -36,10 +37,17 @@ def scale_beside(prefix: str, endings: Sequence[str], stored: Stored) -> Tensor 
     return scale
 
 
-def no_scale(endings: Sequence[str], declared: Declared) -> Undecodable:
-    """What is wrong with codes that are declared, without any of the scales that would do."""
-    names = " or ".join(ending.removeprefix(".") for ending in (*endings, OR_PLAINLY))
-    return Undecodable(f"its {names} is missing, and {declared.file} declares it as quantised")
+def scale_of_weight(
+    prefix: str, codes: Tensor, kind: Literal["float", "int"], endings: Sequence[str], stored: Stored
+) -> Tensor | None:
+    """The scales of a module's weight, None where nothing scales it; Undecodable where they are lost or not alone."""
+    scale = scale_beside(prefix, endings, stored)
+    if scale is not None:
+        refuse_undone(prefix, stored)
+    elif len(codes.shape) > 1 and has_codes(stored.declared, prefix, kind):
+        names = " or ".join(ending.removeprefix(".") for ending in (*endings, OR_PLAINLY))
+        raise Undecodable(f"its {names} is missing, and {stored.declared.file} declares it as quantised")
+    return scale
 
 
 def refuse_undone(prefix: str, stored: Stored) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from diffai_dist.checkpoint import Tensor
 from diffai_dist.errors import Failure
+from diffai_dist.schemes.modules import Modules
 
 
 class Undecodable(Exception):
@@ -27,7 +29,11 @@ class PartLost(Undecodable):
         self.failure = failure
 
 
-@dataclass(frozen=True, slots=True)
+# The keys that list modules without codes, by who writes them: compressed-tensors and ModelOpt, transformers, ModelOpt.
+LEFT_OUT = ("ignore", "modules_to_not_convert", "exclude_modules")
+
+
+@dataclass(frozen=True)
 class Declared:
     """What a file beside the weights says of their quantisation; nothing in it is trusted."""
 
@@ -35,6 +41,11 @@ class Declared:
     fields: Mapping[str, Any] = field(default_factory=dict)
     file: str = ""  # its name, for messages
     model: str = ""  # model_type of the config.json beside it: gpt2
+
+    @cached_property
+    def left_out(self) -> tuple[Modules, ...]:
+        """The lists of modules that have no codes."""
+        return tuple(Modules.of(self.fields[key]) for key in LEFT_OUT if self.fields.get(key))
 
     def number(self, *keys: str) -> int | None:
         """The first of these fields that is an integer; a text or a float is none."""
